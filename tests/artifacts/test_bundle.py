@@ -218,6 +218,13 @@ def test_a_manifest_that_is_no_json_object_is_refused(folder, content):
         Bundle.load(folder)
 
 
+def test_the_folder_around_a_bundle_names_it(folder):
+    with pytest.raises(BundleError, match=r"is not a bundle: .*bundle is one"):
+        Bundle.load(folder.parent)
+    with pytest.raises(BundleError, match=r"is not a bundle: .*sfumato import"):
+        Bundle.load(folder.parent.parent)
+
+
 def test_what_is_no_bundle_is_refused(tmp_path):
     with pytest.raises(BundleError, match="no bundle at"):
         Bundle.load(tmp_path / "absent")

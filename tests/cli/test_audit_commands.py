@@ -96,6 +96,17 @@ def test_bad_input_is_named_before_anything_runs(photos, arguments, message):
     assert done.exit_code != 0 and message in str(done.exception)
 
 
+def test_a_folder_with_an_audit_is_refused_before_the_images_are_read(tmp_path):
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "audit.json").write_text("{}")
+    audit = ["audit", "filters:negative", "--data", "./nowhere", "-o", tmp_path]
+    assert "holds an audit already" in str(run(*audit).exception)
+    assert "choose one" in str(run(*audit, "--resume", "--overwrite").exception)
+    for option in ("--resume", "--overwrite"):
+        assert "no data at ./nowhere" in str(run(*audit, option).exception)
+    assert (tmp_path / "work" / "audit.json").is_file(), "nothing is removed before there is something to replace it"
+
+
 @pytest.mark.long
 def test_sanity_checks_that_fail_end_with_an_error(tmp_path, photos):
     done = run("audit", "--check-attacks", "--data", photos, "-o", tmp_path / "checks.json")

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from sfumato.cli import commands  # noqa: F401  (the commands register themselves)
 from sfumato.cli.app import FIRST_OPTIONS, PANELS, app
+from sfumato.cli.output import print_table
 from sfumato.cli.renamed import in_todays_words
 
 COMMANDS = [name for names in PANELS.values() for name in names]
@@ -161,3 +162,13 @@ def test_bash_completes_commands_options_and_values(tmp_path: Path):
     assert done.stdout.splitlines() == list(typed.values()), done.stderr
     assert "--show-completion" in help_of()
     assert "-o default" in (tmp_path / ".bash_completions" / "sfumato.sh").read_text(encoding="utf-8"), "else files"
+
+
+def test_a_row_of_a_table_is_one_line_unless_a_width_is_set(monkeypatch, capsys):
+    file = "photos/" + 40 * "long/" + "001.jpg"
+    monkeypatch.delenv("COLUMNS", raising=False)
+    print_table(("file", "label"), [(file, "apple")])
+    assert [line.split() for line in capsys.readouterr().out.splitlines()] == [["file", "label"], [file, "apple"]]
+    monkeypatch.setenv("COLUMNS", "60")
+    print_table(("file", "label"), [(file, "apple")])
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 60

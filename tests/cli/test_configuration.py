@@ -87,7 +87,7 @@ def test_settings_that_are_used_by_a_command(tmp_path, tiny_bundles):
         text = f"[classify]\nserver = '{url}'\nbundle = '{obfuscator.path}'\ntoken_file = 'token'\n[serve]\nport = 1\n"
         written(tmp_path, "top-secret", "token")
         done = sfumato("doctor", obfuscator.path, "--json", cwd=tmp_path, code=1, SFUMATO_DOCTOR_SERVER=url)
-        assert "401" in done.stdout
+        assert "401" in done.stdout and "--token-file" in done.stdout
         environment = {"SFUMATO_DOCTOR_SERVER": url, "SFUMATO_TOKEN": "top-secret"}
         assert json.loads(sfumato("doctor", obfuscator.path, "--json", **environment).stdout)["ok"]
         (tmp_path / "a.png").write_bytes(png(np.zeros((8, 8, 3), np.uint8)))

@@ -146,7 +146,8 @@ class Bundle:
         wanted, given = self.classifier_fingerprint, classifier.classifier_fingerprint
         if wanted != given:
             raise BundleError(
-                f"{self.path} was trained for classifier {wanted[:19]}…, {classifier.path} is {given[:19]}…"
+                f"{self.path} was trained for classifier {wanted[:19]}…, {classifier.path} is {given[:19]}…; give the "
+                "classifier that it was trained for"
             )
         if self.class_map != classifier.class_map:
             raise BundleError(

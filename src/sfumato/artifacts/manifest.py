@@ -57,9 +57,11 @@ def read_manifest(folder: Path) -> bytes:
     if not os.path.isdir(folder):  # noqa: PTH112 (a Path's own raises where a name is too long)
         raise BundleError(f"no bundle at {folder}: a folder with a {MANIFEST} is expected")
     if not manifest.is_file():
-        raise BundleError(
-            f"{folder} is not a bundle: it has no {MANIFEST} (`sfumato import` makes one of your own classifier)"
+        inner = folder / "bundle"  # a training's folder has its bundle there
+        hint = (
+            f"{inner} is one" if (inner / MANIFEST).is_file() else "`sfumato import` makes one of your own classifier"
         )
+        raise BundleError(f"{folder} is not a bundle: it has no {MANIFEST} ({hint})")
     return read_json_bytes(manifest)
 
 

@@ -146,11 +146,14 @@ def audit(
     options.refuse_others(context, context.params.keys() - {"into", "seed", "membership_reference"}, "not of an audit")
     from sfumato.lab.audit import run
     from sfumato.lab.audit.points import collect
+    from sfumato.lab.audit.result_store import stored_identity
     from sfumato.lab.models.precision import fastest_device
     from sfumato.lab.report.html import render_audit
 
     if out is not None and out.is_file():
         raise AuditError(f"{out} is a file; --out names the audit's folder, in which audit.json will be")
+    if out is not None:
+        stored_identity(out / "work", resume=resume, overwrite=overwrite)  # before the images are read
     plan = _plan(budget, seeds, budget_scale)
     bundle = Path(obfuscator) if obfuscator and Path(obfuscator).is_dir() else None
     source = obfuscator if obfuscator and not bundle else options.open_obfuscator(bundle, multi_label=True)

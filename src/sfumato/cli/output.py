@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import traceback
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,6 +19,9 @@ from sfumato.errors import ServingError, SfumatoError
 
 if TYPE_CHECKING:
     from sfumato.lab.audit.schema import SanityCheck
+
+_UNBROKEN = 10_000
+"""Characters in a line, of which a table uses what it needs."""
 
 Extra = Literal["train", "serve", "executorch", "hub"]
 
@@ -39,7 +43,7 @@ def print_table(
     numbers: Collection[int] = (),
     title: str | None = None,
 ) -> None:
-    """Print a table on standard output.
+    """Print a table on standard output; without a terminal, each row is one line, however long.
 
     Args:
         headers: one for each column.
@@ -52,7 +56,9 @@ def print_table(
         table.add_column(header, justify="right" if column in numbers else "left", overflow="fold")
     for row in rows:
         table.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in row))
-    Console().print(table)
+    fitted = Console()
+    whole = not fitted.is_terminal and "COLUMNS" not in os.environ
+    (Console(width=_UNBROKEN) if whole else fitted).print(table)
 
 
 def print_figures(figures: Mapping[str, Any], indent: str = "") -> None:

@@ -225,7 +225,9 @@ class Connection:
 
     def hint(self) -> str:
         """Return what may be wrong if the server does not accept the request."""
-        return "it needs a token; give one" if self.token is None else "the token was not accepted"
+        if self.token is None:
+            return "it needs a token; give one (--token-file or $SFUMATO_TOKEN; in Python token=)"
+        return "the token was not accepted"
 
     def too_long(self) -> EndpointResponseInvalid:
         """Return the error for a response that is too long."""

@@ -149,7 +149,7 @@ def test_findings_of_two_audits_are_not_mixed(tmp_path):
     audit(setting(torch.nn.Identity()), small, tmp_path / "audit", overwrite=True)
     about = tmp_path / "audit" / "work" / "audit.json"
     about.write_text(json.dumps(json.loads(about.read_text()) | {"schema": "sfumato.audit/1"}))
-    with pytest.raises(AuditError, match=r"another one \(schema differ"):
+    with pytest.raises(AuditError, match=r"another one \(it differs in: schema\)"):
         audit(setting(torch.nn.Identity()), small, tmp_path / "audit", resume=True)
 
 

@@ -170,7 +170,9 @@ def test_an_unknown_split_is_refused(tmp_path):
         load_images(str(tmp_path), "dev")
 
 
-@pytest.mark.parametrize("source", ["./absent", "/absent/folder", "~/absent-folder", "a/b/c"])
+@pytest.mark.parametrize(
+    "source", ["./absent", "/absent/folder", "~/absent-folder", "a/b/c", "absent", "absent/", __file__]
+)
 def test_a_folder_that_is_not_there_is_not_looked_for_on_the_hub(source, monkeypatch):
     import datasets
 
@@ -180,7 +182,7 @@ def test_a_folder_that_is_not_there_is_not_looked_for_on_the_hub(source, monkeyp
 
 
 def test_an_empty_folder_is_an_error(tmp_path):
-    with pytest.raises(DataError):
+    with pytest.raises(DataError, match=r"no images in .*: expected a folder with one folder per class"):
         load_images(str(tmp_path), "train")
 
 
@@ -465,7 +467,7 @@ def test_a_configuration_of_a_hub_data_set_is_passed_on(monkeypatch):
 
     monkeypatch.setattr("datasets.load_dataset", load_dataset)
     for source in ("frgfm/imagenette:160px", "frgfm/imagenette"):
-        with pytest.raises(DataError, match=f"data set '{source}' cannot be loaded: not today"):
+        with pytest.raises(DataError, match=f"data set '{source}' cannot be loaded: not today; there is no such"):
             load_images(source, "train", size=(8, 8))
     assert asked == [
         (("frgfm/imagenette", "160px"), {"streaming": False}),

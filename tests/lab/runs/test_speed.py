@@ -1,8 +1,12 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
 from counting import count_macs
 from scenes import TINY
+from sfumato.lab.attacks.threat_models import Threat
+from sfumato.lab.audit.budget import Trial
 from sfumato.lab.models import Normalize, Obfuscator, Sketcher, build_classifier
 from sfumato.lab.models.device_nets import fold_branches
 from sfumato.lab.runs import speed
@@ -86,6 +90,11 @@ def test_seconds_follow_what_was_measured(monkeypatch):
     # 640 and 64 images of its decoders, 128 for identification and 128 for attributes.
     assert machine.audit_s(TINY) == 0.5 * (640 + 64 + 128 + 128)
     assert machine.audit_s(TINY, 64, 32, columns=True) == pytest.approx(2 * 0.5 * (960 + 0.6 * 128))
+    # 16 draws of 10 steps for each of 2 test images, and of 48 in three sanity checks; a step is a fifth of an image.
+    sampled = replace(TINY, trials=(*TINY.trials, Trial("posterior sampler", Threat.WHITE_BOX, test_images=2)))
+    assert machine.audit_s(sampled) == pytest.approx(0.5 * (960 + 0.2 * 160 * (2 + 3 * 48)))
+    unchecked = replace(sampled, sanity_check_images=0)
+    assert machine.audit_s(unchecked) == pytest.approx(0.5 * (960 + 0.2 * 160 * 2))
 
 
 def test_a_line_tells_the_time_that_is_left():

@@ -467,7 +467,13 @@ def test_overwriting_leaves_nothing_of_the_run_before(tmp_path, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def sketched(trained, own_caches, image_folder, tmp_path_factory) -> Bundle:
+def stages() -> set[str]:
+    """What the training of `sketched` has reported."""
+    return set()
+
+
+@pytest.fixture(scope="module")
+def sketched(trained, own_caches, image_folder, tmp_path_factory, stages) -> Bundle:
     """The bundle of an obfuscator that draws a code of three bits."""
     given = {
         "kind": "sketch",
@@ -480,7 +486,12 @@ def sketched(trained, own_caches, image_folder, tmp_path_factory) -> Bundle:
         "data": {"source": str(image_folder)},
         "training": {"epochs": 4, "batch_size": 4, "schedule": "constant", "validate_every": 4},
     }
-    return train(parse_recipe(given), tmp_path_factory.mktemp("sketch"), accelerator="cpu")
+    folder = tmp_path_factory.mktemp("sketch")
+    return train(parse_recipe(given), folder, accelerator="cpu", progress=lambda stage, *_: stages.add(stage))
+
+
+def test_what_follows_the_last_step_is_reported_too(sketched, stages):
+    assert stages >= {"training", "writing the bundle", "accuracy, obfuscated"}
 
 
 def test_a_sketch_sends_codes_alone_and_knows_when_to_send(sketched, trained):

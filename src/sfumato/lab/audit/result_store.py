@@ -60,6 +60,20 @@ def stored_images(folder: Path, key: str) -> Tensor | None:
     return tensors.get("reconstructed", tensors.get("restored"))  # the latter in audits of earlier versions
 
 
+def stored_identity(folder: Path, *, resume: bool, overwrite: bool) -> Mapping[str, object] | None:
+    """Return the identity of the audit whose findings a folder has; None if it has none, or they are to be removed.
+
+    Raises:
+        AuditError: as `ResultStore`, except that the identity is not compared.
+    """
+    if resume and overwrite:
+        raise AuditError("--resume continues an audit, --overwrite restarts it; choose one")
+    known = None if overwrite else read_object(folder / "audit.json", AuditError)
+    if known is not None and not resume:
+        raise AuditError(f"{folder.parent} holds an audit already: --resume continues it, --overwrite restarts it")
+    return known
+
+
 class ResultStore:
     """A folder with one JSON file for each finding, and images.
 
@@ -75,19 +89,15 @@ class ResultStore:
     """
 
     def __init__(self, folder: Path, identity: Mapping[str, object], *, resume: bool, overwrite: bool) -> None:
-        if resume and overwrite:
-            raise AuditError("--resume goes on with an audit, --overwrite restarts it; choose one")
+        known = stored_identity(folder, resume=resume, overwrite=overwrite)
         self.folder, about = folder, folder / "audit.json"
         if overwrite and about.is_file():  # else it is somebody's folder, not an audit's
             shutil.rmtree(folder, ignore_errors=True)
-        known = read_object(about, AuditError)
-        if known is not None and not resume:
-            raise AuditError(
-                f"{folder.parent} holds an audit already: --resume goes on with it, --overwrite restarts it"
-            )
         if known is not None and known != identity:
             changed = ", ".join(key for key in identity if known.get(key) != identity[key])
-            raise AuditError(f"the audit in {folder.parent} is another one ({changed} differ); --overwrite restarts it")
+            raise AuditError(
+                f"the audit in {folder.parent} is another one (it differs in: {changed}); --overwrite restarts it"
+            )
         write_json(about, identity)
 
     def once(self, key: str, kind: Any, find: Callable[[], T]) -> T:

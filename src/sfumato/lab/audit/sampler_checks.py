@@ -80,6 +80,11 @@ _CHECKS = (
 )
 
 
+def evaluations(budget: Budget) -> int:
+    """Return how many times the checks of a budget compute a network for an image, apart from training."""
+    return _TEST_IMAGES * sum(ATTACKERS[check.name].evaluations(check.steps) for check in _checks(budget))
+
+
 def sampler_checks(
     train: ImageSet,
     test: ImageSet,
@@ -95,16 +100,22 @@ def sampler_checks(
     Raises:
         Interrupted: Ctrl-C or SIGTERM.
     """
-    names = tuple(name for name in GENERATIVE if name in {trial.attacker for trial in budget.trials})
-    if not names or not budget.sanity_check_images:
+    checks = _checks(budget)
+    if not checks:
         return ()
+    names = tuple(dict.fromkeys(check.name for check in checks))
     of = (*checks_depend_on(train, test, budget.sanity_check_images, device), names, budget.prior_images)
-    find = partial(_sampler_checks, names, train, test.subset(_TEST_IMAGES), budget, device, progress)
+    find = partial(_sampler_checks, checks, train, test.subset(_TEST_IMAGES), budget, device, progress)
     return cached("sampler-checks", of, tuple[SanityCheck, ...], find)
 
 
+def _checks(budget: Budget) -> tuple[_Check, ...]:
+    attackers = {trial.attacker for trial in budget.trials}
+    return tuple(check for check in _CHECKS if check.name in attackers) if budget.sanity_check_images else ()
+
+
 def _sampler_checks(
-    names: tuple[str, ...],
+    checks: tuple[_Check, ...],
     train: ImageSet,
     test: ImageSet,
     budget: Budget,
@@ -112,9 +123,7 @@ def _sampler_checks(
     progress: Progress,
 ) -> tuple[SanityCheck, ...]:
     mean, found = mean_image(train.images), []
-    for check in _CHECKS:
-        if check.name not in names:
-            continue
+    for check in checks:
         stage = f"sanity check: {check.name}, {check.of}"
         images, prior = budget.sanity_check_images, budget.prior_images
         images *= LEARNING_SHARE if check.from_mean else 1

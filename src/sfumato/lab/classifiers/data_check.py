@@ -176,12 +176,13 @@ def _precision(served: Bundle, test: ImageSet, progress: Progress) -> Finding:
 
 def _recipe(folder: Path, kind: Kind, served: Bundle, data: str, train: ImageSet, *, allow_outside: bool) -> str:
     size, text = served.preprocessing, json.dumps  # a JSON string is a TOML string, too
-    sketch, more = "", "allow_outside = true\n" if allow_outside else ""
+    trained_on, sketch, more = len(train), "", "allow_outside = true\n" if allow_outside else ""
     if train.multi_label:
         more += f"label_columns = {text(list(train.names), ensure_ascii=False)}\n"
     if kind == "sketch":
         bits = max(_LEAST_BITS, class_bits(len(served.labels)))
         held_out = max(2, min(_MOST_HELD_OUT, len(train) // 10))
+        trained_on -= held_out
         sketch = f"code_bits = {bits}\noffload_rate = 0.15\nheld_out_images = {held_out}\n"
     return f"""\
 # {_typed("train", folder / RECIPE, "-o", folder / "run")}
@@ -198,7 +199,7 @@ crop_padding = 2
 
 [training]
 epochs = 20
-batch_size = {max(2, min(_MOST_IN_A_BATCH, len(train) // _LEAST_STEPS))}
+batch_size = {max(2, min(_MOST_IN_A_BATCH, trained_on // _LEAST_STEPS))}
 optimizer = "adam"
 learning_rate = 3e-3
 schedule = "one-cycle"

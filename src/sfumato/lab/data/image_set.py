@@ -82,10 +82,13 @@ class ImageSet:
         and all others are in the same place. Multi-label data need a column for each of the classifier's classes.
 
         Raises:
-            DataError: a class of the data is none of the classifier's, it is ambiguous which, or one has no column.
+            DataError: the images have no classes, a class of the data is none of the classifier's, it is ambiguous
+                which, or one has no column.
         """
         if self.names == labels:
             return self
+        if not self.labelled:
+            raise DataError(f"{self.source}: the images have no classes, or all are in one folder")
         places = torch.tensor(class_places(self.names, labels, self.source))
         if self.multi_label:
             if missing := [name for place, name in enumerate(labels) if place not in places]:

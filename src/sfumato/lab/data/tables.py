@@ -26,6 +26,10 @@ _LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "target")
 _PATH_COLUMNS = ("path", "file", "filename", "file_name", "image", "img")
 _SPLIT_COLUMN = "split"
 _YES_NO: tuple[dict[str, int], ...] = ({"0": 0, "1": 1, "false": 0, "true": 1}, {"-1": 0, "1": 1})
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_EXPECTED = (
+    "a folder with one folder per class, parquet files or IDX files, a .csv file, or a hub id such as owner/name"
+)
 _CONFIGURED = re.compile(r"(?P<place>.*[^:\\/]):(?P<config>[A-Za-z0-9][\w.+-]*)")
 
 
@@ -81,11 +85,8 @@ def _load_with_datasets(source: str, *, streaming: bool = False) -> Mapping[str,
     from datasets import disable_progress_bars, load_dataset
 
     place, config = located(source)
-    if isinstance(place, str) and ("\\" in place or place.startswith((".", "/", "~")) or place.count("/") > 1):
-        raise DataError(
-            f"no data at {place}: a folder with parquet files, IDX files or one folder per class, or a .csv file, is "
-            "expected"
-        )
+    if place.is_file() if isinstance(place, Path) else not _HUB_ID.fullmatch(place):
+        raise DataError(f"no data at {place}: expected {_EXPECTED}")
     disable_progress_bars()
     try:
         splits: Mapping[str, Any] = load_dataset(str(place), config, streaming=streaming)
@@ -97,7 +98,10 @@ def _load_with_datasets(source: str, *, streaming: bool = False) -> Mapping[str,
                 f"data set {str(place)!r} {fault}; give one of {', '.join(known)} after a colon, such as "
                 f"{place}:{known[0]}"
             ) from error
-        raise DataError(f"data set {source!r} cannot be loaded: {first_line(error)}") from error
+        if isinstance(place, Path) and isinstance(error, FileNotFoundError):
+            raise DataError(f"no images in {place}: expected {_EXPECTED}") from error
+        absent = "" if isinstance(place, Path) else "; there is no such folder either"
+        raise DataError(f"data set {source!r} cannot be loaded: {first_line(error)}{absent}") from error
     return splits
 
 

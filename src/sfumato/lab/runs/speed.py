@@ -15,6 +15,7 @@ from sfumato.lab.attacks.fit import BATCH
 from sfumato.lab.attacks.prior import images_seen
 from sfumato.lab.attacks.registry import ATTACKERS
 from sfumato.lab.audit.budget import Budget
+from sfumato.lab.audit.sampler_checks import evaluations
 from sfumato.lab.models import (
     Deobfuscator,
     Normalize,
@@ -158,7 +159,7 @@ class Speed:
         """Estimate the seconds of an audit with images of that size, and with label columns or without."""
         images: float = budget.images + budget.identification_images + budget.attribute_images
         images += _COLUMN * budget.column_images if columns else 0
-        computed = sum(
+        computed = evaluations(budget) + sum(
             (trial.test_images or 0) * ATTACKERS[trial.attacker].evaluations(trial.steps) for trial in budget.trials
         )
         return self.decoder_s * (images + _EVALUATION * computed) * height * width / _SIDE**2

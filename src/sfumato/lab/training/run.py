@@ -99,7 +99,7 @@ def train(
     """
     options = Options(accelerator, devices, resume, overwrite, progress, say, loggers, log_images)
     with training(recipe, folder, options, start, until) as (made, fitted):
-        return _finish(made, fitted, say)
+        return _finish(made, fitted, options)
 
 
 @contextmanager
@@ -227,24 +227,26 @@ def _keep_snapshot(every: int | None, task: ObfuscationTask, run: Run, epoch: in
         save_weights(task.attackers[task.faced], folder / DEOBFUSCATOR_WEIGHTS)
 
 
-def _finish(made: Prepared, fitted: Fitted, say: Say) -> Bundle:
-    recipe, run = made.recipe, made.run
+def _finish(made: Prepared, fitted: Fitted, options: Options) -> Bundle:
+    recipe, run, progress = made.recipe, made.run, options.progress
     try:
+        progress("writing the bundle", 0, 1)
         bundle = write_bundle(made, fitted, run.bundle)
+        progress("writing the bundle", 1, 1)
         if isinstance(recipe, SketchRecipe) and bundle.figures.merged_codes is not None:
             said = bundle.figures
-            say(
+            options.say(
                 f"{said.merged_codes} of {said.occurring_codes} codes have fewer than {recipe.min_images_per_code} "
                 f"training images and were merged; what is decoded has at least {said.fewest_images_per_code} behind it"
             )
         if isinstance(recipe, ClassifierRecipe):
-            figures = evaluate_classifier(bundle, made.test).to_json()
+            figures = evaluate_classifier(bundle, made.test, progress=progress).to_json()
         else:
             classifier = Bundle.load(classifier_bundle(recipe.classifier, run.classifier))
             if classifier.multi_label:
-                figures = evaluate_multi_label(classifier, made.test, bundle)[0].to_json()
+                figures = evaluate_multi_label(classifier, made.test, bundle, progress=progress)[0].to_json()
             else:
-                figures = evaluate_obfuscator(bundle, classifier, made.test).to_json()
+                figures = evaluate_obfuscator(bundle, classifier, made.test, progress=progress).to_json()
         if bundle.kind == "classifier" or bundle.gate is not None:
             bundle = with_ood_detector(bundle, made.test)
         return replace(bundle, figures=bundle.figures.updated(**figures)).save()
