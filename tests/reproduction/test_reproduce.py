@@ -29,6 +29,7 @@ from sfumato.errors import AuditError, BundleError, Interrupted, ResultsError, T
 from sfumato.lab.audit.budget import BUDGETS
 from sfumato.lab.evaluation.accuracy import evaluate_obfuscator
 from sfumato.lab.runs import trainings
+from sfumato.lab.training import engine
 from synthetic import save_folder
 
 pytestmark = pytest.mark.long  # trains a whole plan; the other files here are short
@@ -145,17 +146,17 @@ def test_interrupted_in_training_it_goes_on_to_the_same_result(tiny, tmp_path, m
     small = dataclasses.replace(made, classifiers=made.classifiers[:1], obfuscators=made.obfuscators[:1])
     shutil.copytree(lab.folder / "one", tmp_path / "lab" / "one")
     steps = []
-    globals_ = __import__("sfumato.lab.training.engine", fromlist=["fit"]).__dict__
-    plain = globals_["augmented"]
+    plain = engine.augmented
 
-    def interrupting(images, *rest):
-        steps.append(1)
-        if len(steps) == 7:  # in the middle of the second epoch
-            os.kill(os.getpid(), signal.SIGINT)
-        return plain(images, *rest)
+    def interrupting(*epoch):
+        for batch in plain(*epoch):
+            steps.append(1)
+            if len(steps) == 7:  # in the middle of the second epoch
+                os.kill(os.getpid(), signal.SIGINT)
+            yield batch
 
     with monkeypatch.context() as patch:
-        patch.setitem(globals_, "augmented", interrupting)
+        patch.setattr(engine, "augmented", interrupting)
         with pytest.raises(Interrupted, match="the same command resumes"):
             reproduce(Target.TABLE_3, in_lab(tmp_path / "lab", small), tmp_path / "results", tmp_path / "page.md")
     assert "half done: epoch 1 of 2" in [e.state for e in listing(in_lab(tmp_path / "lab", small), Target.TABLE_3)]

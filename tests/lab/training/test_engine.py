@@ -10,6 +10,7 @@ import pytest
 import torch
 from lightning.fabric import Fabric
 from torch import nn
+from torch.optim import Adam
 
 from sfumato.errors import Interrupted, TrainingError
 from sfumato.lab.data import Augmentation, ImageSet
@@ -483,6 +484,20 @@ def test_the_last_epochs_are_in_integers_also_after_an_interruption(tmp_path):
     plain = classifier_task()
     train(plain, tmp_path / "plain.pt", epochs=3)
     assert not same(weights(plain), weights(whole))
+
+
+def test_in_integers_the_learning_rate_is_a_tenth(tmp_path, monkeypatch):
+    rates = []
+
+    class Noting(Adam):
+        def step(self, *rest):
+            rates.extend(group["lr"] for group in self.param_groups)
+            return super().step(*rest)
+
+    monkeypatch.setattr(torch.optim, "Adam", Noting)
+    train(classifier_task(), tmp_path / "c.pt", epochs=3, int8_epochs=1)
+    scheduled = [1e-2 * 0.9 ** (step // 4) for step in range(3 * STEPS)]
+    assert rates == pytest.approx(scheduled[: 2 * STEPS] + [rate / 10 for rate in scheduled[2 * STEPS :]])
 
 
 def test_the_first_epochs_are_on_smaller_images_also_after_an_interruption(tmp_path):

@@ -120,7 +120,8 @@ class TrainingRecipe(Strict):
         small_epochs: train the first so many epochs on images of three quarters of their height and width, in about
             half the time. Of classifiers whose convolutions end in a global mean.
         int8_epochs: train the last so many epochs with convolutions simulated in 8-bit integers, so that an export to
-            them loses little accuracy. Batch norms stay as they are then. Of classifiers and sketches.
+            them loses little accuracy. Batch norms stay as they are then, and the learning rate is a tenth of the
+            schedule's. Of classifiers and sketches.
         validate_every: epochs between validations (the last epoch always ends with one).
     """
 
