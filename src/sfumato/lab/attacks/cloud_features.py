@@ -54,7 +54,7 @@ class CloudView(nn.Module):
         """(N, C, H, W) float32 -> (N, C + features + classes, H, W) float32; the payload comes first."""
         # In place, a few images at a time: together they are some hundred times as large as the payload.
         view: Tensor | None = None
-        for rows in torch.arange(len(payload)).split(_BATCH):
+        for rows in torch.split(torch.arange(len(payload)), _BATCH):
             part = self._append(payload[rows])
             view = part.new_empty(len(payload), *part.shape[1:]) if view is None else view
             view[rows] = part
