@@ -140,9 +140,9 @@ def test_an_interrupted_audit_goes_on_to_the_same_result(tmp_path):
 def test_findings_of_two_audits_are_not_mixed(tmp_path):
     small = dataclasses.replace(TINY, trials=TINY.trials[:1])
     audit(setting(Swap()), small, tmp_path / "audit")
-    with pytest.raises(AuditError, match="--resume goes on"):
+    with pytest.raises(AuditError, match="--resume continues"):
         audit(setting(Swap()), small, tmp_path / "audit")
-    with pytest.raises(AuditError, match="obfuscator differ"):
+    with pytest.raises(AuditError, match="differs in: obfuscator"):
         audit(setting(torch.nn.Identity()), small, tmp_path / "audit", resume=True)
     with pytest.raises(AuditError, match="choose one"):
         audit(setting(Swap()), small, tmp_path / "audit", resume=True, overwrite=True)
