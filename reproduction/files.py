@@ -19,9 +19,9 @@ _READABLE = (SCHEMA, "sfumato.reproduction/1")
 R = TypeVar("R", bound=Results)
 
 
-def results_path(folder: Path, size: str, kind: type[Results]) -> Path:
+def results_path(folder: Path, size: str, table: str) -> Path:
     """Return the path of a results file."""
-    return folder / f"{size}-{kind.table}.json"
+    return folder / f"{size}-{table}.json"
 
 
 def write_results(folder: Path, size: str, found: Results, **facts: object) -> Path:
@@ -36,7 +36,7 @@ def write_results(folder: Path, size: str, found: Results, **facts: object) -> P
     Raises:
         BundleError: the file cannot be written.
     """
-    path = results_path(folder, size, type(found))
+    path = results_path(folder, size, found.table)
     said = found.model_dump(mode="json", exclude={"size", "provenance"})
     head = {"schema": SCHEMA, "size": size, "table": found.table}
     write_json(path, {**head, **said, "provenance": provenance(**facts).to_json()})
@@ -49,7 +49,7 @@ def read_results(folder: Path, size: str, kind: type[R]) -> R | None:
     Raises:
         ResultsError: the file is no JSON, of another table, or malformed.
     """
-    path = results_path(folder, size, kind)
+    path = results_path(folder, size, kind.table)
     found = read_object(path)
     if found is None:
         return None

@@ -100,13 +100,13 @@ class _Files:
         try:
             return write(found)
         except (ArithmeticError, IndexError, KeyError, TypeError, ValueError) as error:
-            path = results_path(self.folder, size, kind)
+            path = results_path(self.folder, size, kind.table)
             what = f"{type(error).__name__} {error}"
             raise ResultsError(f"{path} is malformed ({what}); move it away to make it again") from error
 
     def has(self, size: str, kind: type[Results]) -> bool:
         """Return whether a results file is there."""
-        return results_path(self.folder, size, kind).is_file()
+        return results_path(self.folder, size, kind.table).is_file()
 
 
 def _header(files: _Files) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from reproduction.audits import known_audit, make_audit
-from reproduction.files import write_results
+from reproduction.files import results_path, write_results
 from reproduction.images import table_2, table_5
 from reproduction.kept import keep, rebuild
 from reproduction.lab import Lab
@@ -103,7 +103,7 @@ def _make_part(lab: Lab, part: Part, results: Path, count: str, speed: Speed, sa
 
 def _write(target: Target, lab: Lab, results: Path, page: Path, say: Say) -> list[Path]:
     """Write the tables with what is made so far, and the page."""
-    finished = replace(lab, plan=_finished(target, lab))
+    finished = _finished(target, lab)
     facts = {"device": device_name(lab.device), "threads": torch.get_num_threads()}
     written = []
     for name, find in _tables(target, finished, page.parent / page.stem).items():
@@ -116,13 +116,13 @@ def _write(target: Target, lab: Lab, results: Path, page: Path, say: Say) -> lis
 
 def _lacking(target: Target, lab: Lab, results: Path) -> bool:
     """Tell whether a row is made that a results file could be written from and is not."""
-    finished = replace(lab, plan=_finished(target, lab))
-    tables = _tables(target, finished, results) if finished.plan.obfuscators else {}
-    return any(not (results / f"{lab.plan.size}-{name}.json").is_file() for name in tables)
+    finished = _finished(target, lab)
+    tables = _tables(target, finished, results) if finished.plan.obfuscators else ()
+    return any(not results_path(results, lab.plan.size, name).is_file() for name in tables)
 
 
-def _finished(target: Target, lab: Lab) -> Plan:
-    """Return the plan without what is not made yet."""
+def _finished(target: Target, lab: Lab) -> Lab:
+    """Return the lab with a plan that has only what is made."""
     done = {
         item.name
         for part in parts(lab.plan, target)
@@ -131,13 +131,14 @@ def _finished(target: Target, lab: Lab) -> Plan:
         for item in part.items
     }
     plan = lab.plan
-    return replace(
+    made = replace(
         plan,
         classifiers=tuple(item for item in plan.classifiers if item.name in done),
         obfuscators=tuple(item for item in plan.obfuscators if item.name in done),
         local=plan.local if plan.local is not None and plan.local.name in done else None,
         sweep=tuple(item for item in plan.sweep if {item.name, item.classifier} <= done),
     )
+    return replace(lab, plan=made)
 
 
 def _tables(target: Target, lab: Lab, images: Path) -> dict[str, Callable[[], Results]]:

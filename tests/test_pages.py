@@ -33,6 +33,8 @@ def test_the_readme_has_the_figures_of_its_obfuscators() -> None:
     leaks = [f"{audit['best']['excess_leakage']:.2f}" if audit else "not audited yet" for audit in audits]
     accuracies = [f"{100 * figures['accuracy_obfuscated']:.2f} %" for figures in (large, shipped, theirs)]
     bits = f"{audits[1]['certificate']['rate_bits']:.1f}"
+    alone = " | ".join(f"{100 * figures['accuracy_device']:.2f} %" for figures in (large, shipped))
+    local = f"{100 * audits[1]['utility']['accuracy_local']:.1f} % (a classifier of the same cost)"
     joint = 1 - theirs["joint_deobfuscator_mse"] / audits[2]["class_mean_mse"]
     for said in (
         f"ResNet20 ({100 * shipped['accuracy_plain']:.2f} %)",
@@ -41,9 +43,24 @@ def test_the_readme_has_the_figures_of_its_obfuscators() -> None:
         "| accuracy on the payloads | **{}** | {} | {} |".format(*accuracies),
         "the image) | {} | {} | {} |".format(*leaks),
         f"| bits about an image, at most | {bits} | {bits} | no bound |",
-        f"| the device alone | {100 * large['accuracy_device']:.2f} % | {100 * shipped['accuracy_device']:.2f} % |",
+        f"| the device alone | {alone} | {local} |",
     ):
         assert said in page, said
+
+
+def test_the_results_have_the_figures_of_the_shipped_obfuscators() -> None:
+    page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    sketch, papers = (f"cifar10-resnet20-{kind}" for kind in ("sketch", "obfuscator"))
+    plain, ours, theirs = (
+        f"{100 * read(f'{name}.json')['figures'][f'accuracy_{what}']:.2f} %"
+        for name, what in ((sketch, "plain"), (sketch, "obfuscated"), (papers, "obfuscated"))
+    )
+    found = [read(f"audits/{name}.json") for name in (sketch, papers)]
+    leaks = " | ".join(f"{audit['best']['excess_leakage']:.2f}" for audit in found)
+    assert f"({plain} on plain images)" in page
+    assert f"| accuracy on the obfuscated images | **{ours}** | {theirs} |" in page
+    assert f"| excess leakage, at least | {leaks} |" in page
+    assert f"| bits about an image, at most | {found[0]['certificate']['rate_bits']:.1f} | no bound |" in page
 
 
 @pytest.mark.parametrize("name", SETS)

@@ -45,6 +45,7 @@ class CloudView(nn.Module):
                 hook.remove()
         if last:
             last[0].register_forward_hook(self._keep)
+        self._channels = self._append(payload[:1]).shape[1]
 
     def _keep(self, _: nn.Module, __: object, features: Tensor) -> None:
         self._features = features
@@ -53,14 +54,12 @@ class CloudView(nn.Module):
     def forward(self, payload: Tensor) -> Tensor:
         """(N, C, H, W) float32 -> (N, C + features + classes, H, W) float32; the payload comes first."""
         # In place, a few images at a time: together they are some hundred times as large as the payload.
-        view: Tensor | None = None
+        view = payload.new_empty(len(payload), self._channels, *payload.shape[-2:])
         for rows in torch.split(torch.arange(len(payload)), _BATCH):
-            part = self._append(payload[rows])
-            view = part.new_empty(len(payload), *part.shape[1:]) if view is None else view
-            view[rows] = part
-        assert view is not None  # without images there is one empty part
+            view[rows] = self._append(payload[rows])
         return view
 
+    @torch.no_grad()
     def _append(self, payload: Tensor) -> Tensor:
         size = payload.shape[-2:]
         logits = self.classifier(payload)

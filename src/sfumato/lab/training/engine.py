@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -318,8 +318,7 @@ class _Loop:
             self._check_finite(losses["loss"])
         self.wrapped.zero_grad()
         self.fabric.backward(losses["loss"])
-        with self._at_its_rate():
-            self.wrapped.step()
+        self._step()
         self.scheduler.step()
         self.step += 1
         if self.average is not None:
@@ -334,15 +333,18 @@ class _Loop:
         note = f"epoch {min(self.epoch + 1, self.plan.epochs)}/{self.plan.epochs}{taught}{self.note}"
         self.options.progress("training", self.epoch * self.steps + self.step, self.plan.epochs * self.steps, note)
 
-    @contextmanager
-    def _at_its_rate(self) -> Iterator[None]:
-        """Lower the learning rate inside the block in the epochs of 8-bit integers; see `INT8_RATE`."""
-        groups = self.optimizer.param_groups if getattr(self.task, "int8", False) else []
+    @property
+    def _share(self) -> float:
+        """Of the scheduled learning rate, what the epoch is trained with."""
+        return INT8_RATE if getattr(self.task, "int8", False) else 1.0
+
+    def _step(self) -> None:
+        groups = self.optimizer.param_groups
         scheduled = [group["lr"] for group in groups]
         for group in groups:
-            group["lr"] *= INT8_RATE
-        yield
-        for group, rate in zip(groups, scheduled, strict=True):
+            group["lr"] = group["lr"] * self._share
+        self.wrapped.step()
+        for group, rate in zip(groups, scheduled, strict=True):  # a schedule may start from it
             group["lr"] = rate
 
     def _log(self, losses: dict[str, float], now: float) -> None:
@@ -354,7 +356,7 @@ class _Loop:
         self.speed_since = now, global_step
         self.note = f"  {_spoken(losses)}{speed}"
         figures = {f"train/{name}": value for name, value in losses.items()}
-        learning_rate = float(self.scheduler.get_last_lr()[0])
+        learning_rate = self._share * float(self.scheduler.get_last_lr()[0])
         self.fabric.log_dict({**figures, "learning_rate": learning_rate}, step=global_step)
 
     def _validate(self, test: ImageSet) -> dict[str, float]:
