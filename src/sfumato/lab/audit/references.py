@@ -112,12 +112,13 @@ def k_means(points: Tensor, centres: int, source: torch.Generator) -> Tensor:
     """
     offset = points.mean(dim=0)
     points = points - offset  # for accuracy: distances are differences of squares
+    squares = points.square().sum(dim=1)
     found = points[torch.randint(len(points), (1,), generator=source)]
-    distance = (points - found).square().sum(dim=1)
+    distance = _squared_distance(points, squares, found)
     while len(found) < centres:
         weights = distance if float(distance.sum()) > 0 else torch.ones_like(distance)
         further = points[torch.multinomial(weights, 1, generator=source)]
-        distance = torch.minimum(distance, (points - further).square().sum(dim=1))
+        distance = torch.minimum(distance, _squared_distance(points, squares, further))
         found = torch.cat([found, further])
     nearest = _nearest(points, found)
     for _ in range(MAX_ITERATIONS):
@@ -128,6 +129,11 @@ def k_means(points: Tensor, centres: int, source: torch.Generator) -> Tensor:
         if torch.equal(before, nearest):
             break
     return found + offset
+
+
+def _squared_distance(points: Tensor, squares: Tensor, centre: Tensor) -> Tensor:
+    """Return that of each point to `centre` (1, d), from the points' own squares: no copy of the points is made."""
+    return (squares - 2 * (points @ centre[0]) + centre.square().sum()).clamp_min(0)
 
 
 def _nearest(points: Tensor, centres: Tensor) -> Tensor:
