@@ -58,6 +58,11 @@ def test_a_folder_of_audits_is_compared_in_words_too(folder, tmp_path):
     assert "no audit of 'ugly'" in str(run(folder, "--highlight", "ugly").exception)
 
 
+def test_a_folder_without_audits_is_no_empty_table(tmp_path):
+    (tmp_path / "other.json").write_text("{}")
+    assert "holds no audit" in str(run(tmp_path).exception)
+
+
 def test_options_of_the_other_kind_are_refused(folder, recipe):
     for arguments, says in (
         ((folder, "--sweep", "code_bits=2,4", "--plan"), r"--plan, --sweep: only of a recipe"),

@@ -85,7 +85,7 @@ def test_a_misspelt_recipe_key_is_named(tmp_path: Path):
     recipe = tmp_path / "recipe.toml"
     recipe.write_text('kind = "classifier"\nname = "x"\narchitecture = "resnet20"\n[training]\nepoch = 3\n')
     done = sfumato("train", recipe, "-o", tmp_path / "run", code=1)
-    assert "training.epoch" in done.stderr
+    assert "unknown key 'training.epoch'; did you mean training.epochs?" in done.stderr
     assert done.stderr.count("\n") == 1
     assert not (tmp_path / "run").exists()
 

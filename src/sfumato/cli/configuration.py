@@ -6,7 +6,6 @@ option, with underscores: `--max-batch` is `max_batch` in the table `[serve]`, a
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import json
 import os
@@ -22,7 +21,7 @@ from typing import Annotated, Any, Union, get_args, get_origin
 import typer
 
 from sfumato.cli.options import ADVANCED, TOKEN_VARIABLE, option, read_text
-from sfumato.errors import SfumatoError
+from sfumato.errors import SfumatoError, nearest
 
 CONFIGURED = ("serve", "studio", "classify", "doctor")
 """The commands that have `--config` and `--show-config`."""
@@ -179,10 +178,10 @@ def _load(ctx: typer.Context, files: list[Path] | None) -> None:
 def _check_environment(ctx: typer.Context) -> None:
     """Refuse variables that look like this command's settings and are none: a typing error could open a server."""
     prefix = f"SFUMATO_{ctx.command.name}_".upper()
-    known = {variable_of(str(ctx.command.name), param) for param in ctx.command.params}
+    known = {name: name for name in (variable_of(str(ctx.command.name), param) for param in ctx.command.params)}
     for name in sorted(os.environ):
         if name.startswith(prefix) and name not in known:
-            raise SfumatoError(f"the environment variable {name} is no setting of sfumato{_nearest(name, known)}")
+            raise SfumatoError(f"the environment variable {name} is no setting of sfumato{nearest(name, known)}")
 
 
 def _read(ctx: typer.Context, file: Path) -> dict[str, Any]:
@@ -207,7 +206,9 @@ def _checked(file: Path, table: str, settings: Mapping[str, object], params: Map
     for setting, value in settings.items():
         name = by_setting.get(setting)
         if name is None:
-            raise SfumatoError(f"{file}: [{table}] has no setting {setting!r}{_nearest(setting, by_setting)}")
+            raise SfumatoError(
+                f"{file}: [{table}] has no setting {setting!r}{nearest(setting, {one: one for one in by_setting})}"
+            )
         kind = _KINDS[table][name]
         if not kind.takes(value):
             raise SfumatoError(f"{file}: {setting} in [{table}] has to be {kind}, got {_TOML_TYPES[type(value)]}")
@@ -217,8 +218,3 @@ def _checked(file: Path, table: str, settings: Mapping[str, object], params: Map
 
 def _params(command: Any) -> dict[str, Any]:
     return {param.name: param for param in command.params}
-
-
-def _nearest(name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean {near[0]}?" if near else ""

@@ -147,6 +147,8 @@ def _of_folder(folder: Path, highlight: str | None, out: Path | None, *, as_json
     from sfumato.lab.report.tradeoff import PaysOff, rows_of, verdict
 
     points = collect(folder)
+    if not points:
+        raise AuditError(f"{folder} holds no audit; `sfumato audit` writes one: copy its audit.json there")
     if highlight is not None:
         if highlight not in [point.name for point in points]:
             raise AuditError(f"no audit of {highlight!r} in {folder}; there are {', '.join(p.name for p in points)}")

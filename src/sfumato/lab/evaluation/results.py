@@ -48,7 +48,8 @@ def as_type(kind: type[T], raw: object, message: str, error: type[SfumatoError] 
     except ValidationError as failed:
         first = failed.errors()[0]
         place = ".".join(map(str, first["loc"])) or "it"
-        raise error(f"{message} ({place:.80}: {first['msg']:.200})") from failed  # both may repeat the file
+        said = first["msg"].removeprefix("Value error, ")
+        raise error(f"{message} ({place:.80}: {said:.200})") from failed  # both may repeat the file
 
 
 def read_object(path: Path, error: type[SfumatoError] = ResultsError) -> dict[str, Any] | None:

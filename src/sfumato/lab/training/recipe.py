@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import Field, TypeAdapter, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError, field_validator, model_validator
 
 from sfumato.artifacts.versions import upgraded
-from sfumato.errors import RecipeError
+from sfumato.errors import RecipeError, nearest
 from sfumato.lab.models.rebuild import ObfuscatorNetRecipe, SketchNetRecipe, Strict
 from sfumato.lab.training.recipe_parts import (
     Architecture,
@@ -244,15 +244,27 @@ def parse_recipe(raw: Mapping[str, object], *, where: str = "recipe") -> AnyReci
 
 
 def _explain(detail: Any) -> str:
-    _kind, *keys = detail["loc"] or [None]
+    kind, *keys = detail["loc"] or [None]
     place = ".".join(str(key) for key in keys) or "kind"
     if detail["type"] == "value_error":
         return f"{place!r}: {detail['ctx']['error']}" if keys else str(detail["ctx"]["error"])
     if detail["type"] == "extra_forbidden":
-        return f"unknown key {place!r} (misspelt?)"
+        (model,) = (one for one in get_args(AnyRecipe) if kind in get_args(one.model_fields["kind"].annotation))
+        table = place.rpartition(".")[0]
+        known = sorted(_keys(model), key=lambda key: key.rpartition(".")[0] == table)  # this table's names go first
+        return f"unknown key {place!r}{nearest(str(keys[-1]), {key.rpartition('.')[2]: key for key in known})}"
     if detail["type"] == "missing":
         return f"{place!r} is missing"
     return f"{place!r}: {detail['msg']}"
+
+
+def _keys(model: type[BaseModel], table: str = "") -> Iterator[str]:
+    """Return the keys of a recipe, as `--set` takes them."""
+    for name, field in model.model_fields.items():
+        yield table + name
+        for kind in (field.annotation, *get_args(field.annotation)):
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                yield from _keys(kind, f"{table}{name}.")
 
 
 def _apply(raw: dict[str, object], override: str) -> None:
