@@ -16,7 +16,8 @@ from torch import Tensor
 
 from sfumato.lab.models import Deobfuscator, Normalize, Obfuscator, build_classifier, fold_norms
 from sfumato.lab.models.precision import CPU, choose_precision
-from sfumato.lab.training.tasks import ClassifierTask, ObfuscationTask
+from sfumato.lab.training.obfuscation_task import ObfuscationTask
+from sfumato.lab.training.tasks import ClassifierTask
 
 NETS, BATCH, WARM_UP, ROUNDS = ("resnet18", "vgg19"), 256, 1, 5
 Step = Callable[[], None]

@@ -49,7 +49,7 @@ from sfumato.lab.models import (  # noqa: E402
     cost,
     fold_norms,
 )
-from sfumato.lab.training.tasks import ObfuscationTask  # noqa: E402
+from sfumato.lab.training.obfuscation_task import ObfuscationTask  # noqa: E402
 from sfumato.wire import InferRequest, Tensor, encode_request  # noqa: E402
 
 SIDES = (32, 64, 128, 224, 320)

@@ -13,7 +13,8 @@ from sfumato.lab.classifiers import FrozenClassifier
 from sfumato.lab.data import ImageSet
 from sfumato.lab.models import Normalize, Obfuscator, Sketcher, build_classifier, class_bits
 from sfumato.lab.training.export import write_classifier_bundle, write_obfuscator_bundle, write_sketch_bundle
-from sfumato.lab.training.tasks import ClassifierTask, ObfuscationTask, SketchTask
+from sfumato.lab.training.obfuscation_task import ObfuscationTask
+from sfumato.lab.training.tasks import ClassifierTask, SketchTask
 
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 _IMAGES = 4

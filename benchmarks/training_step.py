@@ -35,8 +35,8 @@ from sfumato.cli.memory import keep_freed_memory
 from sfumato.lab.models import Deobfuscator, Normalize, Obfuscator, build_classifier, fold_norms
 from sfumato.lab.models.obfuscator import ConvNormAct
 from sfumato.lab.models.precision import CPU, choose_precision, cpu_features
+from sfumato.lab.training.obfuscation_task import ObfuscationTask
 from sfumato.lab.training.objectives import classification_loss, reconstruction_loss
-from sfumato.lab.training.tasks import ObfuscationTask
 
 BATCH, WARM_UP, ROUNDS, PRIVACY_WEIGHT = 128, 2, 9, 1.0
 OPERATORS = 12

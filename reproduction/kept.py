@@ -31,9 +31,10 @@ from sfumato.lab.export.onnx import renew
 from sfumato.lab.models import Deobfuscator, build_classifier, obfuscator_of
 from sfumato.lab.training.building import normalize
 from sfumato.lab.training.export import write_classifier_bundle, write_obfuscator_bundle
+from sfumato.lab.training.obfuscation_task import ObfuscationTask
 from sfumato.lab.training.recipe import ObfuscatorRecipe
 from sfumato.lab.training.run import CHECK_IMAGES
-from sfumato.lab.training.tasks import ClassifierTask, ObfuscationTask
+from sfumato.lab.training.tasks import ClassifierTask
 from sfumato.progress import Say
 
 REBUILT_FROM = "restored_from"

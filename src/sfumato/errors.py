@@ -31,10 +31,6 @@ tensor values. HTTP status codes are mapped to these classes in the client and f
 server, nowhere else.
 """
 
-from __future__ import annotations
-
-from collections.abc import Mapping
-
 
 class SfumatoError(Exception):
     """Base of all errors that sfumato raises on purpose."""
@@ -126,16 +122,3 @@ class EndpointFailed(EndpointError):
 
 class EndpointResponseInvalid(EndpointError):
     """The endpoint responded with something that is no prediction."""
-
-
-def nearest(name: str, known: Mapping[str, str]) -> str:
-    """Return the end of a message about an unknown name: a question after the known one like it; nothing if none is.
-
-    Args:
-        name: as it was given.
-        known: names, each with what is shown for it.
-    """
-    import difflib  # `import sfumato` stays fast without it
-
-    near = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean {known[near[0]]}?" if near else ""

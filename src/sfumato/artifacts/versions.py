@@ -1,7 +1,8 @@
-"""Read what earlier versions of sfumato wrote: keys that were renamed since, wherever they stand in a JSON value."""
+"""Names of keys: those of earlier versions, read wherever they stand in a JSON value, and those that are misspelt."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 _RENAMED = {
@@ -44,3 +45,16 @@ def upgraded(value: Any) -> Any:
     if isinstance(value, list):
         return [upgraded(item) for item in value]
     return value
+
+
+def nearest(name: str, known: Mapping[str, str]) -> str:
+    """Return the end of a message about an unknown name: a question after the known one like it; nothing if none is.
+
+    Args:
+        name: as it was given.
+        known: names, each with what is shown for it.
+    """
+    import difflib  # commands start faster without it
+
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {known[near[0]]}?" if near else ""

@@ -20,8 +20,9 @@ from typing import Annotated, Any, Union, get_args, get_origin
 
 import typer
 
+from sfumato.artifacts.versions import nearest
 from sfumato.cli.options import ADVANCED, TOKEN_VARIABLE, option, read_text
-from sfumato.errors import SfumatoError, nearest
+from sfumato.errors import SfumatoError
 
 CONFIGURED = ("serve", "studio", "classify", "doctor")
 """The commands that have `--config` and `--show-config`."""

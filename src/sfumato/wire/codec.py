@@ -7,22 +7,27 @@ A body is either JSON alone, or JSON followed by the bytes of those tensors that
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from itertools import chain
 from types import MappingProxyType
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from sfumato.errors import WireError
 from sfumato.wire import fields
+from sfumato.wire.tensors import (
+    HEADER_LENGTH,
+    Announced,
+    Reader,
+    announced,
+    binary_entry,
+    in_wire_order,
+    tensor_entry,
+)
 from sfumato.wire.types import (
-    DTYPES,
     InferRequest,
     InferResponse,
     ModelMetadata,
@@ -32,13 +37,10 @@ from sfumato.wire.types import (
     TensorSpec,
 )
 
-HEADER_LENGTH = "Inference-Header-Content-Length"
-_BINARY_SIZE = "binary_data_size"
 _MAX_LENGTH_DIGITS = 12
 _KEPT_HEADS, _KEPT_HEAD_BYTES = 256, 4096
 _LEADING_ID = re.compile(rb'\{"id":"([A-Za-z0-9_.-]{1,64})",(?=")')
 _ENCODER = json.JSONEncoder(separators=(",", ":"), allow_nan=False)  # `json.dumps` would make one on every call
-_PYTHON_TYPES: dict[str, set[type]] = {"b": {bool}, "i": {int}, "u": {int}, "f": {int, float}}
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ def encode_request(request: InferRequest, *, binary: bool = True) -> Encoded:
     Raises:
         WireError: a value that JSON cannot express.
     """
-    entries = [_tensor(tensor, binary=binary) for tensor in request.inputs]
+    entries = [tensor_entry(tensor, binary=binary) for tensor in request.inputs]
     header: dict[str, object] = {"id": request.id} if request.id else {}
     if request.parameters:
         header["parameters"] = dict(request.parameters)
@@ -117,7 +119,7 @@ def decode_request(body: bytes, header_length: int | str | None = None) -> Infer
 class _RequestHead:
     """A request without its bytes."""
 
-    inputs: tuple[_Announced, ...]
+    inputs: tuple[Announced, ...]
     outputs: tuple[RequestedOutput, ...]
     id: str
     parameters: Mapping[str, Parameter]
@@ -132,7 +134,7 @@ Never one with numbers in it, which would keep an image in memory.
 
 def _request_head(header: dict[str, object]) -> _RequestHead:
     what = "the request"
-    inputs = tuple(_announced(raw, "input") for raw in fields.array_of(header, "inputs", what))
+    inputs = tuple(announced(raw, "input") for raw in fields.array_of(header, "inputs", what))
     _check_names(inputs, "input", what)
     outputs = tuple(_requested(raw) for raw in fields.array_of(header, "outputs", what))
     if outputs:
@@ -170,8 +172,8 @@ def encode_response(response: InferResponse, request: InferRequest | None = None
         before, after = _binary_head(response.model_name, response.model_version, shapes)
         mark = b'"id":%b,' % _dump(response.id) if response.id else b""
         text = b"".join((before, mark, after))
-        return _with_bytes(text, [_in_wire_order(output) for output in outputs])
-    entries = [_tensor(output, binary=as_bytes) for output, as_bytes in zip(outputs, binary, strict=True)]
+        return _with_bytes(text, [in_wire_order(output) for output in outputs])
+    entries = [tensor_entry(output, binary=as_bytes) for output, as_bytes in zip(outputs, binary, strict=True)]
     header = _names(response.model_name, response.model_version)
     if response.id:
         header["id"] = response.id
@@ -186,7 +188,7 @@ def _names(model: str, version: str) -> dict[str, object]:
 @lru_cache(maxsize=_KEPT_HEADS)
 def _binary_head(model: str, version: str, shapes: tuple[tuple[str, str, tuple[int, ...]], ...]) -> tuple[bytes, bytes]:
     """Return the JSON of a response of bytes, before and after its id: the same for all of as many rows."""
-    entries = [_binary_entry(name, datatype, shape) for name, datatype, shape in shapes]
+    entries = [binary_entry(name, datatype, shape) for name, datatype, shape in shapes]
     return _dump(_names(model, version))[:-1] + b",", _dump({"outputs": entries})[1:]
 
 
@@ -199,7 +201,7 @@ def decode_response(body: bytes, header_length: int | str | None = None) -> Infe
     what = "the response"
     text, reader = _split(body, header_length)
     header = fields.parse_object(text, what)
-    outputs = tuple(_announced(raw, "output").read(reader) for raw in fields.array_of(header, "outputs", what))
+    outputs = tuple(announced(raw, "output").read(reader) for raw in fields.array_of(header, "outputs", what))
     reader.finish()
     _check_names(outputs, "output", what)
     return InferResponse(
@@ -262,142 +264,6 @@ def _spec(raw: object, kind: str) -> TensorSpec:
     return fields.tensor_spec(entry.get("name"), entry.get("datatype"), entry.get("shape"), kind)
 
 
-# --- tensors --------------------------------------------------------------------------------------
-
-
-class _Reader:
-    """Reads the binary part of a message, if there is one, in order and never beyond its end."""
-
-    def __init__(self, data: memoryview | None) -> None:
-        self._data = memoryview(b"") if data is None else data
-        self.has_binary = data is not None
-        self._offset = 0
-
-    def take(self, size: object, what: str) -> memoryview:
-        if not self.has_binary:
-            raise WireError(f"{what} announces binary data, but the message has no {HEADER_LENGTH}")
-        if type(size) is not int or size < 0:
-            raise WireError(f"{_BINARY_SIZE} of {what} must be an integer that is not negative")
-        left = len(self._data) - self._offset
-        if size > left:
-            raise WireError(f"{what} announces {size} bytes of binary data; {left} are left")
-        self._offset += size
-        return self._data[self._offset - size : self._offset]
-
-    def finish(self) -> None:
-        if self._offset != len(self._data):
-            raise WireError(f"{len(self._data) - self._offset} bytes follow the last tensor; none were expected")
-
-
-@dataclass(frozen=True, slots=True)
-class _Announced:
-    """A tensor as its JSON entry announces it.
-
-    `content` is its size in bytes, not checked yet, if its numbers follow as bytes; else the numbers, as they were
-    parsed. `what` is what messages call it.
-    """
-
-    name: str
-    what: str
-    dtype: np.dtype[Any]
-    shape: tuple[int, ...]
-    binary: bool
-    content: object
-
-    def read(self, reader: _Reader) -> Tensor:
-        """Build the tensor, from the next bytes if it announces them."""
-        if not self.binary:
-            return Tensor(self.name, _from_json(self.content, self.dtype, self.shape, self.what))
-        data = reader.take(self.content, self.what)
-        return Tensor(self.name, _from_bytes(data, self.dtype, self.shape, self.what))
-
-
-def _announced(raw: object, kind: str) -> _Announced:
-    entry = fields.object_of(raw, f"an {kind}")
-    name = fields.name(entry.get("name"), f"the name of an {kind}")
-    what = f"{kind} {name!r}"
-    datatype = entry.get("datatype")
-    dtype = DTYPES.get(datatype) if isinstance(datatype, str) else None
-    if dtype is None:
-        extra = " (BYTES tensors are not supported)" if datatype == "BYTES" else ""
-        raise WireError(f"the datatype of {what} must be one of {', '.join(DTYPES)}{extra}")
-    shape = fields.shape(entry.get("shape"), what)
-    extras = fields.parameters(entry.get("parameters"), what)
-    if "shared_memory_region" in extras:
-        raise WireError(f"{what} refers to shared memory, which is not supported; send its data")
-    binary = _BINARY_SIZE in extras
-    if ("data" in entry) == binary:
-        raise WireError(f"{what} needs either 'data' or the parameter '{_BINARY_SIZE}'")
-    return _Announced(name, what, dtype, shape, binary, extras[_BINARY_SIZE] if binary else entry["data"])
-
-
-def _tensor(tensor: Tensor, *, binary: bool) -> tuple[dict[str, object], NDArray[Any] | None]:
-    """Return a tensor's JSON entry and, if it is sent as bytes, its array in wire order."""
-    if binary:
-        return _binary_entry(tensor.name, tensor.datatype, tensor.shape), _in_wire_order(tensor)
-    entry: dict[str, object] = {"name": tensor.name, "datatype": tensor.datatype, "shape": list(tensor.shape)}
-    if tensor.array.dtype.kind == "f" and not np.isfinite(tensor.array).all():
-        raise WireError(
-            f"tensor {tensor.name!r} has NaN or infinite values, which JSON cannot express; send it as binary"
-        )
-    entry["data"] = tensor.array.ravel().tolist()
-    return entry, None
-
-
-def _binary_entry(name: str, datatype: str, shape: tuple[int, ...]) -> dict[str, object]:
-    size = math.prod(shape) * DTYPES[datatype].itemsize
-    return {"name": name, "datatype": datatype, "shape": list(shape), "parameters": {_BINARY_SIZE: size}}
-
-
-def _in_wire_order(tensor: Tensor) -> NDArray[Any]:
-    return np.asarray(tensor.array, dtype=DTYPES[tensor.datatype], order="C")
-
-
-def _from_bytes(data: memoryview, dtype: np.dtype[Any], shape: tuple[int, ...], what: str) -> NDArray[Any]:
-    expected = math.prod(shape) * dtype.itemsize
-    if len(data) != expected:
-        raise WireError(f"{what} of shape {list(shape)} needs {expected} bytes, got {len(data)}")
-    array = np.frombuffer(data, dtype=dtype).reshape(shape)
-    if dtype.kind == "b" and array.size and array.view(np.uint8).max() > 1:
-        raise WireError(f"{what} is BOOL; its bytes must be 0 or 1")
-    return array
-
-
-def _from_json(data: object, dtype: np.dtype[Any], shape: tuple[int, ...], what: str) -> NDArray[Any]:
-    flat = _flatten(data, shape, what)
-    if not set(map(type, flat)) <= _PYTHON_TYPES[dtype.kind]:
-        raise WireError(f"the data of {what} must be {'booleans' if dtype.kind == 'b' else 'numbers'} that fit {dtype}")
-    if dtype.kind in "iu" and flat:
-        limits = np.iinfo(dtype)
-        if min(flat) < limits.min or max(flat) > limits.max:
-            raise WireError(f"the data of {what} must lie within {limits.min} and {limits.max}")
-    try:
-        with np.errstate(over="ignore"):
-            array = np.array(flat, dtype=dtype).reshape(shape)
-    except (OverflowError, ValueError):
-        raise WireError(f"the data of {what} must be numbers that fit {dtype}") from None
-    if dtype.kind == "f" and not np.isfinite(array).all():
-        raise WireError(f"the data of {what} has numbers too large for {dtype}")
-    return array
-
-
-def _flatten(data: object, shape: tuple[int, ...], what: str) -> list[Any]:
-    """Return the values in row-major order, from a flat list or one that is nested exactly as `shape` says."""
-    if not isinstance(data, list):
-        raise WireError(f"the data of {what} must be a list")
-    flat = data
-    nested = bool(data) and isinstance(data[0], list)
-    if nested:
-        # A whole level is checked before it is joined, so that ragged rows cannot add up to the right count.
-        for size in shape[1:]:
-            if not all(isinstance(row, list) and len(row) == size for row in flat):
-                raise WireError(f"the data of {what} is not nested as its shape {list(shape)} says")
-            flat = list(chain.from_iterable(flat))
-    if len(flat) != math.prod(shape) or (nested and (not shape or len(data) != shape[0])):
-        raise WireError(f"the data of {what} does not have the {math.prod(shape)} values of its shape {list(shape)}")
-    return flat
-
-
 # --- what all messages share ----------------------------------------------------------------------
 
 
@@ -418,24 +284,24 @@ def _dump(value: object) -> bytes:
         raise WireError(f"the message cannot be written as JSON: {type(error).__name__}") from None
 
 
-def _split(body: bytes, header_length: int | str | None) -> tuple[bytes, _Reader]:
+def _split(body: bytes, header_length: int | str | None) -> tuple[bytes, Reader]:
     """Split a body into the JSON and what follows it."""
     if header_length is None:
-        return body, _Reader(None)
+        return body, Reader(None)
     text = str(header_length)
     if not (text.isascii() and text.isdigit() and len(text) <= _MAX_LENGTH_DIGITS):
         raise WireError(f"{HEADER_LENGTH} must be a count of bytes")
     length = int(text)
     if length > len(body):
         raise WireError(f"{HEADER_LENGTH} says {length}, but the body has {len(body)} bytes")
-    return bytes(body[:length]), _Reader(memoryview(body)[length:])
+    return bytes(body[:length]), Reader(memoryview(body)[length:])
 
 
 def _text(raw: dict[str, object], key: str, what: str) -> str:
     return "" if raw.get(key) is None else fields.name(raw[key], f"{key!r} of {what}", empty=True)
 
 
-def _check_names(named: tuple[_Announced | RequestedOutput | Tensor, ...], kind: str, what: str) -> None:
+def _check_names(named: tuple[Announced | RequestedOutput | Tensor, ...], kind: str, what: str) -> None:
     if not named:
         raise WireError(f"{what} has no '{kind}s'")
     if len({one.name for one in named}) != len(named):

@@ -11,9 +11,10 @@ from sfumato.lab.models import Normalize, Obfuscator, Sketcher, build_classifier
 from sfumato.lab.models.device_nets import fold_branches
 from sfumato.lab.runs import speed
 from sfumato.lab.runs.speed import Entry, Shape, Speed, device_macs, full_epochs, taught_epochs
+from sfumato.lab.training.obfuscation_task import ObfuscationTask
 from sfumato.lab.training.recipe import parse_recipe
 from sfumato.lab.training.recipe_parts import TrainingRecipe
-from sfumato.lab.training.tasks import ClassifierTask, ObfuscationTask, SketchTask
+from sfumato.lab.training.tasks import ClassifierTask, SketchTask
 
 CLASSIFIER = parse_recipe({"kind": "classifier", "name": "c", "architecture": "resnet20"})
 OBFUSCATOR = parse_recipe({"kind": "obfuscator", "name": "o", "classifier": "c"})

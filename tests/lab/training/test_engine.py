@@ -19,8 +19,9 @@ from sfumato.lab.models.checkpoint import load_checkpoint
 from sfumato.lab.training import batches, engine
 from sfumato.lab.training.engine import _PARTS as PARTS
 from sfumato.lab.training.engine import Fitted, Hooks, Options, fit, optimizers_of, validate
+from sfumato.lab.training.obfuscation_task import ObfuscationTask
 from sfumato.lab.training.recipe_parts import TrainingRecipe
-from sfumato.lab.training.tasks import ClassifierTask, ObfuscationTask
+from sfumato.lab.training.tasks import ClassifierTask
 from sfumato.progress import Progress, Say, mute, silent
 from synthetic import image_set
 

@@ -8,8 +8,9 @@ from torch import nn
 
 from sfumato.lab.models import Normalize, Obfuscator, Sketcher, build_classifier
 from sfumato.lab.training.ensemble import Ensemble, vary
+from sfumato.lab.training.obfuscation_task import ObfuscationTask
 from sfumato.lab.training.objectives import classification_loss
-from sfumato.lab.training.tasks import ObfuscationTask, SketchTask
+from sfumato.lab.training.tasks import SketchTask
 
 PLAIN = Normalize((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 from sfumato.lab.models import DECODERS, Deobfuscator, Normalize, Obfuscator, build_classifier
 from sfumato.lab.training.adversaries import Attackers
 from sfumato.lab.training.code_mixture import CodeMixture
+from sfumato.lab.training.obfuscation_task import ObfuscationTask
 from sfumato.lab.training.recipe_parts import UtilityRecipe
-from sfumato.lab.training.tasks import ObfuscationTask
 
 IMAGES = torch.rand(4, 3, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 LABELS = torch.tensor([0, 1, 2, 3])

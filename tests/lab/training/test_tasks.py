@@ -8,8 +8,9 @@ from torch.nn import functional as F
 from sfumato.lab.data.augment import Mixup
 from sfumato.lab.models import Deobfuscator, Normalize, Obfuscator, Sketcher, build_classifier, simulated_int8
 from sfumato.lab.training.ensemble import Teachers
+from sfumato.lab.training.obfuscation_task import ObfuscationTask
 from sfumato.lab.training.objectives import classification_loss, distillation_loss, reconstruction_loss
-from sfumato.lab.training.tasks import ClassifierTask, ObfuscationTask, SketchTask
+from sfumato.lab.training.tasks import ClassifierTask, SketchTask
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 IMAGES = torch.rand(4, 3, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))

@@ -30,9 +30,10 @@ from sfumato.lab.models import (
 from sfumato.lab.models.decoders import ResidualNet
 from sfumato.lab.models.precision import choose_precision
 from sfumato.lab.training.batches import SMALL
+from sfumato.lab.training.obfuscation_task import ObfuscationTask
 from sfumato.lab.training.recipe import AnyRecipe, ClassifierRecipe, SketchRecipe, teacher_views
 from sfumato.lab.training.recipe_parts import TrainingRecipe
-from sfumato.lab.training.tasks import ClassifierTask, ObfuscationTask, SketchTask
+from sfumato.lab.training.tasks import ClassifierTask, SketchTask
 
 _STEPS = 3
 _BATCH = 64

@@ -32,8 +32,9 @@ from sfumato.lab.training.adversaries import Attackers, attacker_to_restart, res
 from sfumato.lab.training.code_mixture import CodeMixture
 from sfumato.lab.training.ensemble import Ensemble, Teachers
 from sfumato.lab.training.images import class_means
+from sfumato.lab.training.obfuscation_task import ObfuscationTask
 from sfumato.lab.training.recipe import ClassifierRecipe, ObfuscatorRecipe, SketchRecipe
-from sfumato.lab.training.tasks import ClassifierTask, ObfuscationTask, SketchTask
+from sfumato.lab.training.tasks import ClassifierTask, SketchTask
 
 _PROBES = 2
 

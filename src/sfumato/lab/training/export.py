@@ -36,7 +36,8 @@ from sfumato.lab.export.onnx import export_onnx, renew, round_weights, save_weig
 from sfumato.lab.models import Normalize, Obfuscator, Payload, SketchDecoder, Sketcher, SketchGraph
 from sfumato.lab.models.codewords import codeword_means
 from sfumato.lab.training.gate import choose_threshold, fit_temperature
-from sfumato.lab.training.tasks import ClassifierTask, ObfuscationTask, SketchTask
+from sfumato.lab.training.obfuscation_task import ObfuscationTask
+from sfumato.lab.training.tasks import ClassifierTask, SketchTask
 
 log = logging.getLogger(__name__)
 

@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError, field_validator, model_validator
 
-from sfumato.artifacts.versions import upgraded
-from sfumato.errors import RecipeError, nearest
+from sfumato.artifacts.versions import nearest, upgraded
+from sfumato.errors import RecipeError
 from sfumato.lab.models.rebuild import ObfuscatorNetRecipe, SketchNetRecipe, Strict
 from sfumato.lab.training.recipe_parts import (
     Architecture,

@@ -31,9 +31,10 @@ from sfumato.lab.training.building import restarted
 from sfumato.lab.training.engine import Fitted, Hooks, Options, fit, never
 from sfumato.lab.training.export import write_classifier_bundle, write_obfuscator_bundle, write_sketch_bundle
 from sfumato.lab.training.loggers import ended
+from sfumato.lab.training.obfuscation_task import ObfuscationTask
 from sfumato.lab.training.recipe import AnyRecipe, ClassifierRecipe, ObfuscatorRecipe, SketchRecipe, teacher_views
 from sfumato.lab.training.setup import Prepared, Run, launch, prepare, starting_from
-from sfumato.lab.training.tasks import ClassifierTask, ObfuscationTask, SketchTask
+from sfumato.lab.training.tasks import ClassifierTask, SketchTask
 from sfumato.lab.training.teacher_views import TeacherViews
 from sfumato.progress import Progress, Say, mute, silent
 

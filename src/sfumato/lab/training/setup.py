@@ -26,10 +26,11 @@ from sfumato.lab.training.building import (
 from sfumato.lab.training.engine import Options
 from sfumato.lab.training.images import images_of, label_free, preprocessing_of
 from sfumato.lab.training.loggers import loggers_of
+from sfumato.lab.training.obfuscation_task import ObfuscationTask
 from sfumato.lab.training.prototypes import log_probabilities_of, put_in
 from sfumato.lab.training.recipe import AnyRecipe, ClassifierRecipe, ObfuscatorRecipe, SketchRecipe
 from sfumato.lab.training.recipe_parts import TrainingRecipe
-from sfumato.lab.training.tasks import ClassifierTask, ObfuscationTask, SketchTask
+from sfumato.lab.training.tasks import ClassifierTask, SketchTask
 from sfumato.progress import Progress, silent
 
 _CANDIDATES = 20_000
