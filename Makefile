@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo studio docs test test-all layers coverage test-device test-ray test-mobile lint bench failover mobile interop serving alternatives growth frontier notebooks independent-attacker people real-faces reproduce break soak release release-tag clean
+.PHONY: demo studio docs test test-all layers coverage test-device test-ray test-mobile lint bench failover mobile interop serving alternatives growth audits frontier notebooks independent-attacker people real-faces reproduce break soak release release-tag clean
 
 demo: $(VENV)/.serve
 	$(BIN)/sfumato demo $(IMAGES)
@@ -147,6 +147,20 @@ frontier: $(VENV)/.dev
 	$(BIN)/sfumato frontier results/audits --highlight cifar10-resnet20-sketch -o docs/images/frontier.png > /dev/null
 	$(BIN)/sfumato frontier results/audits --json > src/sfumato/apps/studio/frontier.json
 	$(BIN)/python -m scripts.write_results
+
+# The audits of the baselines, anew where a bundle is newer: results/audits/NAME.json, about 20 minutes each. Then `make frontier`.
+BASELINES := blur cloak downsample identity joint max-entropy noise nopeek pca pixelate scramble-blocks scramble-pixels shredder
+
+audits: $(BASELINES:%=results/audits/%.json)
+
+results/audits/joint.json: RETRAINED := --classifier runs/baselines/joint/classifier
+
+$(BASELINES:%=results/audits/%.json): results/audits/%.json: runs/baselines/%/bundle/bundle.json
+	$(BIN)/sfumato audit runs/baselines/$*/bundle $(RETRAINED) --budget standard --compare results/audits -o audits/$* --resume
+	cp audits/$*/audit.json $@
+
+runs/baselines/%/bundle/bundle.json: | $(VENV)/.dev
+	$(BIN)/sfumato baseline $* --overwrite
 
 # The notebooks' outputs, which the documentation shows. ARGS=NAME runs one of them.
 notebooks: $(VENV)/.dev
