@@ -135,6 +135,12 @@ def test_a_white_box_that_loses_to_a_black_box_is_noticed():
     assert by_name([row(mse=0.05)])[name].passed is None
 
 
+@pytest.mark.parametrize(("worse", "better"), [(2e-12, 1e-12), (1e-12, 0.0)])
+def test_errors_of_images_that_are_reconstructed_are_not_compared(worse, better):
+    found = by_name([row(mse=worse), row("pairs", better, pairs=100), row("pairs", worse, pairs=1_000)])
+    assert found["the white box does not lose to the black box"].passed and found["more pairs do not hurt"].passed
+
+
 def test_the_joint_deobfuscator_does_not_hide_a_white_box_that_fails():
     name = "the white box does not lose to the black box"
     joint = row(mse=0.03, attacker="joint deobfuscator", curve=())
