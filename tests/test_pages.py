@@ -29,12 +29,17 @@ def test_the_readme_has_the_figures_of_its_obfuscators() -> None:
     shipped, papers = read("cifar10-resnet20-sketch.json")["figures"], "reproduction/networks/resnet18-1-obfuscator"
     large, theirs = (read(f"{name}/bundle.json")["figures"] for name in ("resnet18-sketch/bundle", papers))
     files = ("resnet18-sketch/audit.json", "audits/cifar10-resnet20-sketch.json", f"{papers}/audit.json")
-    audits = [read(name) if (ROOT / "results" / name).is_file() else None for name in files]
-    leaks = [f"{audit['best']['excess_leakage']:.2f}" if audit else "not audited yet" for audit in audits]
+    audits = [read(name) for name in files]
+    leaks = [f"{audit['best']['excess_leakage']:.2f}" for audit in audits]
     accuracies = [f"{100 * figures['accuracy_obfuscated']:.2f} %" for figures in (large, shipped, theirs)]
     bits = f"{audits[1]['certificate']['rate_bits']:.1f}"
     alone = " | ".join(f"{100 * figures['accuracy_device']:.2f} %" for figures in (large, shipped))
     local = f"{100 * audits[1]['utility']['accuracy_local']:.1f} % (a classifier of the same cost)"
+    found = [
+        max(row["top1"] for row in audit["identification"] if (row["measure"], row["candidates"]) == ("retrieval", 100))
+        for audit in audits
+    ]
+    times = read("device-latency.json")["share_of_resnet18"]
     joint = 1 - theirs["joint_deobfuscator_mse"] / audits[2]["class_mean_mse"]
     for said in (
         f"ResNet20 ({100 * shipped['accuracy_plain']:.2f} %)",
@@ -42,6 +47,8 @@ def test_the_readme_has_the_figures_of_its_obfuscators() -> None:
         f"(trained here: {100 * theirs['accuracy_plain']:.2f} % on plain images",
         "| accuracy on the payloads | **{}** | {} | {} |".format(*accuracies),
         "the image) | {} | {} | {} |".format(*leaks),
+        "(chance 1 %) | {} | {} | {} |".format(*(f"{100 * top1:.1f} %" for top1 in found)),
+        "one thread | {resnet18_sketch:.1%} | {sketch:.1%} | {obfuscator:.1%} |".format(**times).replace("%", " %"),
         f"| bits about an image, at most | {bits} | {bits} | no bound |",
         f"| the device alone | {alone} | {local} |",
     ):
