@@ -3,8 +3,8 @@
 `python benchmarks/device_latency.py` writes results/device-latency.json
 
 All run under ONNX Runtime in float32. Weights are random, as they do not change the time; the sketches are the shipped
-one and that for ResNet18. What is counted is the thread's processor time, so that other work on the machine disturbs little. Some
-rows are there to say where the time goes; "relu" is no obfuscator of ours.
+one and that for ResNet18. What is counted is the thread's processor time, so that other work on the machine disturbs
+little. Some rows are there to say where the time goes; "relu" is no obfuscator of ours.
 """
 
 from __future__ import annotations

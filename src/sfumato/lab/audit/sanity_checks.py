@@ -166,8 +166,14 @@ def trial_checks(trials: Sequence[DoneTrial], class_mean_mse: float) -> tuple[Sa
     done = [trial for trial in trials if trial.views == 1]
     flat = f"the last third of the training changed under {100 * FLAT:g} %"
     checks: dict[str, tuple[str, _Judged]] = {
-        "more pairs do not hurt": (f"reconstructed, or at most {TOLERANCE} times the error with fewer", _more_pairs(done)),
-        "the white box does not lose to the black box": (f"reconstructed, or at most {TOLERANCE} times its error", _white_box(done)),
+        "more pairs do not hurt": (
+            f"reconstructed, or at most {TOLERANCE} times the error with fewer",
+            _more_pairs(done),
+        ),
+        "the white box does not lose to the black box": (
+            f"reconstructed, or at most {TOLERANCE} times its error",
+            _white_box(done),
+        ),
         "the best learned attacker has learned all that it can": (
             f"reconstructed, or: it learned, and {flat}",
             _learned(done, class_mean_mse),
