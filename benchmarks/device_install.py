@@ -8,10 +8,11 @@ from __future__ import annotations
 import os
 import statistics
 import subprocess
-import sys
 import tempfile
 import venv
 from pathlib import Path
+
+import typer
 
 from sfumato.artifacts.files import write_json
 from sfumato.artifacts.provenance import provenance
@@ -23,6 +24,7 @@ HEAVY = f"import sys; {NAMES}; print('torch' in sys.modules)"
 
 
 def main(out: Path = Path("results/device-install.json")) -> None:
+    """Measure, and write the results file."""
     with tempfile.TemporaryDirectory() as folder:
         environment = Path(folder) / "venv"
         venv.create(environment, with_pip=True)
@@ -63,4 +65,4 @@ def _say(python: str, code: str) -> str:
 
 
 if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:]))
+    typer.run(main)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import io
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -20,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import typer
 from PIL import Image
 from timing import time_in_turn
 from torch import nn
@@ -54,6 +54,7 @@ MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 
 
 def main(out: Path = Path("results/device-latency.json"), rounds: int = ROUNDS) -> None:
+    """Measure, and write the results file."""
     torch.manual_seed(0)
     normalize = Normalize(MEAN, STD)
     obfuscator, relu = Obfuscator(), Obfuscator()
@@ -158,4 +159,4 @@ def _client(folder: Path, onnx_file: Path) -> Client:
 
 
 if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:2]), *map(int, sys.argv[2:3]))
+    typer.run(main)

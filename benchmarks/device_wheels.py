@@ -13,6 +13,8 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import typer
+
 from sfumato.artifacts.files import write_json
 from sfumato.artifacts.provenance import provenance
 
@@ -25,6 +27,7 @@ EXTRAS = ("serve", "sign", "video")
 
 
 def main(out: Path = Path("results/device-wheels.json")) -> None:
+    """Measure, and write the results file."""
     project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = {extra: project["optional-dependencies"][extra] for extra in EXTRAS}
     needed = {"device": project["dependencies"], **extras}
@@ -71,4 +74,4 @@ def _sizes(wheel: Path) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:]))
+    typer.run(main)

@@ -9,12 +9,12 @@ classifier has microsoft/resnet-18's architecture and random weights. Neither ch
 from __future__ import annotations
 
 import io
-import sys
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+import typer
 from datasets import ClassLabel, Dataset, Features
 from datasets import Image as ImageFeature
 from PIL import Image
@@ -31,6 +31,7 @@ SIDE, SHARDS, ROWS = 224, 4, 100
 
 
 def main(out: Path = Path("results/imagenet-estimate.json"), batch_size: int = 32, steps: int = 24) -> None:
+    """Measure, and write the results file."""
     with tempfile.TemporaryDirectory() as work:
         folder = Path(work)
         save_images(folder / "images", batch_size * (steps + 8))
@@ -95,4 +96,4 @@ def save_classifier(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:2]), *map(int, sys.argv[2:]))
+    typer.run(main)

@@ -9,7 +9,6 @@ What is counted is the thread's processor time. Outputs are compared on all test
 from __future__ import annotations
 
 import statistics
-import sys
 import tempfile
 import time
 from dataclasses import asdict
@@ -21,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import typer
 from timing import time_in_turn
 
 from sfumato.artifacts import shipped
@@ -35,6 +35,7 @@ WARM_UP, ROUNDS, REPEATS = 20, 100, 5
 
 
 def main(out: Path = Path("results/mobile-runtimes.json"), test_images: int = 10_000, rounds: int = ROUNDS) -> None:
+    """Measure, and write the results file."""
     if find_spec("executorch") is None:
         print("left out: ExecuTorch is not installed; run: pip install 'sfumato[executorch]'")
         return
@@ -98,4 +99,4 @@ def measured(bundle: Bundle, images: np.ndarray, classify: OnnxFunction, rounds:
 
 
 if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:2]), *map(int, sys.argv[2:4]))
+    typer.run(main)

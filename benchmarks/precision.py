@@ -6,9 +6,10 @@
 from __future__ import annotations
 
 import statistics
-import sys
 import tempfile
 from pathlib import Path
+
+import typer
 
 from sfumato.artifacts.files import write_json
 from sfumato.artifacts.provenance import provenance
@@ -19,6 +20,7 @@ RECIPE, SEEDS, EPOCHS, IMAGES = Path("recipes/cifar10-resnet20.toml"), (0, 1, 2)
 
 
 def main(out: Path = Path("results/precision.json")) -> None:
+    """Measure, and write the results file."""
     keep_freed_memory()
     rows = []
     for precision in ("32-true", "auto"):
@@ -60,4 +62,4 @@ def main(out: Path = Path("results/precision.json")) -> None:
 
 
 if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:]))
+    typer.run(main)

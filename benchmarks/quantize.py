@@ -11,7 +11,6 @@ not measured with. `SFUMATO_CIFAR10` names the images.
 from __future__ import annotations
 
 import statistics
-import sys
 import time
 from collections import defaultdict
 from functools import partial
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import typer
 from timing import time_in_turn
 
 from sfumato.artifacts import shipped
@@ -35,6 +35,7 @@ KINDS = {"U8U8": False, "U8S8": True}
 
 
 def main(out: Path = Path("results/quantized.json"), test_images: int = 10_000, rounds: int = 60) -> None:
+    """Measure, and write the results file."""
     calibration = load_images("cifar10", "train").subset(CALIBRATED_ON)
     test = load_images("cifar10", "test").subset(test_images)
     image = test.images[:1].numpy().astype(np.float32) / np.float32(255)
@@ -90,4 +91,4 @@ def _quantized(plain: Path, name: str, calibration: ImageSet, kind: str) -> Path
 
 
 if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:2]), *map(int, sys.argv[2:4]))
+    typer.run(main)

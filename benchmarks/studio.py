@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import typer
 from playwright.sync_api import sync_playwright
 
 from sfumato import cloud
@@ -47,6 +48,7 @@ OBFUSCATE = """async ({ place, images, rounds }) => {
 
 
 def main(out: Path = Path("results/studio.json")) -> None:
+    """Measure, and write the results file."""
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     if chromium is None:
         sys.exit("no Chromium was found: install Debian's chromium")
@@ -121,4 +123,4 @@ def _obfuscator(page: Any, place: int, bundle: Bundle) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:]))
+    typer.run(main)

@@ -31,6 +31,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import typer
 from onnx import TensorProto, helper, numpy_helper
 
 from sfumato import wire
@@ -124,7 +125,8 @@ def contenders() -> dict[str, Contender]:
     return found
 
 
-def main(out: Path = Path("results/serving.json"), *only: str) -> None:
+def main(out: Path = Path("results/serving.json"), only: list[str] | None = None) -> None:
+    """Measure, and write the results file."""
     chosen = {key: one for key, one in contenders().items() if not only or key in ("sfumato", *only)}
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
@@ -338,4 +340,4 @@ def _resnet18(file: Path) -> Path:
 
 
 if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:2]), *sys.argv[2:])
+    typer.run(main)
