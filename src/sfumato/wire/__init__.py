@@ -5,7 +5,6 @@ is a `WireError`.
 """
 
 from sfumato.wire.codec import (
-    HEADER_LENGTH,
     Encoded,
     decode_extensions,
     decode_metadata,
@@ -15,6 +14,7 @@ from sfumato.wire.codec import (
     encode_request,
     encode_response,
 )
+from sfumato.wire.tensors import HEADER_LENGTH
 from sfumato.wire.types import (
     DTYPES,
     InferRequest,
