@@ -17,6 +17,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+import typer
 from PIL import Image
 
 from sfumato.artifacts import shipped
@@ -29,7 +30,7 @@ SETTINGS = {"1 process x 1 thread": (1, 1), "1 process x 2 threads": (1, 2), "2 
 
 
 def main(
-    out: Path | None = Path("results/training-processes.json"),
+    out: Path | None,
     *,
     images: int = IMAGES,
     batch: int = BATCH,
@@ -108,8 +109,13 @@ def _training_s(folder: Path, recipe: Path, processes: int, threads: int) -> flo
     return Bundle.load(run / "bundle").provenance.training_seconds or 0.0
 
 
-if __name__ == "__main__":
-    if "--quick" in sys.argv:
+def command(out: Path = Path("results/training-processes.json"), *, quick: bool = False) -> None:
+    """Measure, and write the results file; with `--quick`, try it and write nothing."""
+    if quick:
         main(None, images=32, batch=8, rounds=1)
     else:
-        main(*map(Path, sys.argv[1:]))
+        main(out)
+
+
+if __name__ == "__main__":
+    typer.run(command)

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import os
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -23,6 +22,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+import typer
 from full_size import full_size
 from machine_limits import Counted, counted, limits
 from timing import time_in_turn
@@ -150,7 +150,7 @@ def operators(step: Step) -> dict[str, float]:
     return {name: round(time / whole, 4) for name, time in sorted(times.items(), key=lambda x: -x[1])[:OPERATORS]}
 
 
-def main(out: Path | None = Path("results/training-step.json"), *, batch: int = BATCH, rounds: int = ROUNDS) -> None:
+def main(out: Path | None, *, batch: int = BATCH, rounds: int = ROUNDS) -> None:
     keep_freed_memory()
     torch.manual_seed(0)
     images, labels = torch.rand(batch, 3, 32, 32), torch.randint(10, (batch,))
@@ -216,8 +216,13 @@ def _compared(work: Counted, reached: dict[str, Any], time_ms: float, datatype: 
     }
 
 
-if __name__ == "__main__":
-    if "--quick" in sys.argv:
+def command(out: Path = Path("results/training-step.json"), *, quick: bool = False) -> None:
+    """Measure, and write the results file; with `--quick`, try it and write nothing."""
+    if quick:
         main(None, batch=8, rounds=1)
     else:
-        main(*map(Path, sys.argv[1:]))
+        main(out)
+
+
+if __name__ == "__main__":
+    typer.run(command)

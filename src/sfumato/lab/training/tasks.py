@@ -11,10 +11,7 @@ from sfumato.lab.models import Normalize, Sketcher
 from sfumato.lab.models.precision import compute
 from sfumato.lab.models.simulated_int8 import freeze_norms, simulated_int8
 from sfumato.lab.training.ensemble import Ensemble
-from sfumato.lab.training.objectives import (
-    classification_loss,
-    distillation_loss,
-)
+from sfumato.lab.training.objectives import classification_loss, distillation_loss
 
 Losses = dict[str, Tensor]
 """Scalars by name; "loss" is the one to minimise, the others are reported."""
