@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sfumato.lab.models.device_nets import DEVICE_NETS, DeviceNet
+from sfumato.lab.models.obfuscator import ObfuscatorTrunk
 
 
 def _conv_norm(in_channels: int, out_channels: int, kernel: int, stride: int = 1) -> nn.Sequential:
@@ -261,6 +262,7 @@ CLASSIFIERS: dict[str, Callable[[int], nn.Module]] = {
     "vgg19": lambda classes: VGG(((2, 64), (2, 128), (4, 256), (4, 512), (4, 512)), classes),
     "googlenet": GoogLeNet,
     "convmixer": lambda classes: ConvMixer(160, 6, kernel=5, patch=4, classes=classes),
+    "obfuscator-trunk": ObfuscatorTrunk,
     **{name: partial(DeviceNet, shape) for name, shape in DEVICE_NETS.items()},
 }
 

@@ -216,6 +216,33 @@ class Deobfuscator(Obfuscator):
     """
 
 
+class ObfuscatorTrunk(nn.Module):
+    """The obfuscator without its last bottleneck, as a classifier: a linear head on the features' averages.
+
+    All that the obfuscator computes but the drawing of its image. It learns without the classifier in the cloud and
+    without a deobfuscator, which take nine tenths of an obfuscator's training; the obfuscator is then trained from its
+    weights (`take_trunk`). Its parameters have the obfuscator's names.
+    """
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        whole = Obfuscator()
+        self.stem, self.down, self.up = whole.stem, whole.down, whole.up[:-1]
+        self.head = nn.Linear(self.channels, classes)
+
+    channels = 32
+
+    def features(self, images: Tensor) -> Tensor:
+        """Normalised images (N, 3, H, W), sides multiples of 8 -> maps (N, 32, H/2, W/2)."""
+        out: Tensor = self.up(self.down(self.stem(images)))
+        return out
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Normalised images (N, 3, H, W), sides multiples of 8 -> logits (N, classes)."""
+        logits: Tensor = self.head(self.features(images).mean(dim=(2, 3)))
+        return logits
+
+
 class NoisyCode:
     """The noisy code of an obfuscator for images (height, width): what a certificate bounds."""
 

@@ -23,6 +23,7 @@ Architecture = Literal[
     "convmixer",
     "device-nano",
     "device-paper",
+    "obfuscator-trunk",
     "device-large",
 ]
 """Names from `sfumato.lab.models.CLASSIFIERS`."""
