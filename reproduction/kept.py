@@ -68,7 +68,7 @@ def kept_folder(results: Path, item: Item) -> Path:
 
 
 def keep(lab: Lab, results: Path) -> None:
-    """Copy the finished networks of the paper's rows next to the results: manifests, weights, and audits.
+    """Copy the finished networks of the paper's rows and their trunk next to the results: manifests, weights, audits.
 
     Of classifiers that the plan does not keep, copy the manifest alone: hashes, recipe and accuracy.
 
@@ -82,7 +82,8 @@ def keep(lab: Lab, results: Path) -> None:
     """
     if not any(item.kept for item in lab.plan.items):
         return
-    for item in (*lab.plan.classifiers, *lab.plan.obfuscators):
+    trunk = () if lab.plan.trunk is None else (lab.plan.trunk,)
+    for item in (*lab.plan.classifiers, *trunk, *lab.plan.obfuscators):
         if lab.state(item).name != "done":
             continue
         bundle, folder = lab.bundle(item), kept_folder(results, item)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from reproduction.plan import Item, Plan
-from reproduction.schema import JointFigures, Origin, Validation
+from reproduction.schema import Begun, JointFigures, Origin, Validation
 from sfumato.artifacts.bundle import MANIFEST, Bundle
 from sfumato.artifacts.shipped import classifier_bundle, papers_obfuscator_bundle
 from sfumato.errors import BundleError, RecipeError
@@ -124,7 +124,8 @@ class Lab:
             Interrupted: Ctrl-C or SIGTERM; the state was saved.
         """
         if self.state(item).name != "done":
-            finish_training(self.recipe(item), self.run(item), progress=self.progress, say=say)
+            start = None if item.start is None else self.bundle(self.plan.item(item.start))
+            finish_training(self.recipe(item), self.run(item), start=start, progress=self.progress, say=say)
 
     @cached_property
     def _data(self) -> tuple[ImageSet, ImageSet]:
@@ -168,6 +169,7 @@ def origin(bundle: Bundle) -> Origin:
     """Return how a bundle was trained."""
     recipe, facts = bundle.recipe.to_json(), bundle.provenance
     training = recipe.get("training") or {}
+    start = facts.others.get("started_from")
     return Origin(
         epochs=training["epochs"],
         seed=training.get("seed"),
@@ -181,4 +183,5 @@ def origin(bundle: Bundle) -> Origin:
         seconds=facts.training_seconds,
         device=facts.device or (facts.machine or {}).get("cpu"),
         commit=facts.commit,
+        begun=None if start is None else Begun.model_validate(start["training"]),
     )

@@ -76,6 +76,9 @@ def trained(origin: Origin) -> str:
     """How a network was trained: "9 epochs of 50,000 images, batch 128, seed 0, 2.5 hours, AMD EPYC"."""
     images = "" if origin.train_images is None else f" of {count(origin.train_images)} images"
     parts = [f"{origin.epochs} epochs{images}"]
+    if origin.begun:
+        took = "" if origin.begun.seconds is None else f" ({_duration(origin.begun.seconds)})"
+        parts[0] += f" after {origin.begun.epochs} of its trunk as a classifier{took}"
     if origin.small_epochs:
         parts.append(f"the first {origin.small_epochs} on images of three quarters of their sides")
     parts += [_OPTIMIZERS[origin.optimizer]] if origin.optimizer else []
@@ -83,9 +86,13 @@ def trained(origin: Origin) -> str:
     if origin.precision:
         parts.append(origin.precision)
     if origin.seconds:
-        hours = origin.seconds / 3600
-        parts.append(f"{hours:.1f} hours" if hours >= 1 else f"{max(1, round(60 * hours))} minutes")
+        parts.append(_duration(origin.seconds))
     return ", ".join([*parts, origin.device or "unknown machine"])
+
+
+def _duration(seconds: float) -> str:
+    hours = seconds / 3600
+    return f"{hours:.1f} hours" if hours >= 1 else f"{max(1, round(60 * hours))} minutes"
 
 
 def measured(results: Results) -> str:

@@ -47,6 +47,18 @@ class Validation(_Model):
     accuracy: float
 
 
+class Begun(_Model):
+    """The training of the network that another one began as.
+
+    Attributes:
+        epochs: as of `Origin`.
+        seconds: likewise; `training_seconds` in a bundle.
+    """
+
+    epochs: int
+    seconds: float | None = _renamed("seconds", "training_seconds", default=None)
+
+
 class Origin(_Model):
     """How a network was trained.
 
@@ -63,6 +75,7 @@ class Origin(_Model):
         seconds: duration of the training.
         device: that trained it.
         commit: of the code.
+        begun: the training of its trunk as a classifier, before; None if it began with fresh weights.
     """
 
     epochs: int
@@ -77,6 +90,7 @@ class Origin(_Model):
     seconds: float | None
     device: str | None
     commit: str | None
+    begun: Begun | None = None
 
 
 class Reidentification(_Model):

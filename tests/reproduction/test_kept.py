@@ -25,24 +25,27 @@ def made(tmp_path_factory, own_caches):
     root = tmp_path_factory.mktemp("kept")
     images = save_folder(root / "images", train=24, test=12)
     common = f'[data]\nsource = "{images}"\n[training]\nepochs = 1\nbatch_size = 8\nhalf_weights = true\n'
-    classifier, obfuscator = root / "classifier.toml", root / "obfuscator.toml"
+    classifier, obfuscator, trunk = (root / f"{name}.toml" for name in ("classifier", "obfuscator", "trunk"))
     classifier.write_text(f'kind = "classifier"\nname = "x"\narchitecture = "vgg7"\n{common}')
     obfuscator.write_text(f'kind = "obfuscator"\nname = "x"\nclassifier = "x"\n{common}')
+    trunk.write_text(f'kind = "classifier"\nname = "x"\narchitecture = "obfuscator-trunk"\n{common}')
     plan = Plan(
         size="paper",
         title="Tiny",
         description="tiny",
         classifiers=(Item("one", str(classifier), kept=True),),
-        obfuscators=(Item("one-obfuscator", str(obfuscator), classifier="one", kept=True),),
+        obfuscators=(Item("one-obfuscator", str(obfuscator), classifier="one", start="trunk", kept=True),),
         local=None,
         sweep=(),
         snapshots=SnapshotBudget(images=64, test_images=12),
         data=str(images),
+        trunk=Item("trunk", str(trunk), kept=True),
     )
     lab = Lab(plan, root / "lab", torch.device("cpu"))
     train(load_recipe(classifier), lab.run(plan.classifiers[0]).folder)
     overrides = [f'classifier="{lab.path(plan.classifiers[0])}"']
-    train(load_recipe(obfuscator, overrides), lab.run(plan.obfuscators[0]).folder)
+    start = train(load_recipe(trunk), lab.run(plan.trunk).folder)
+    train(load_recipe(obfuscator, overrides), lab.run(plan.obfuscators[0]).folder, start=start)
     return plan, lab
 
 
@@ -56,7 +59,7 @@ def test_an_empty_lab_gets_the_same_bundles(made, tmp_path):
     for manifest in (tmp_path / "results").rglob("bundle.json"):  # as earlier versions wrote them
         manifest.write_text(manifest.read_text().replace('_images"', '_pictures"'))
     other, said = elsewhere(made, tmp_path), []
-    for item in (*plan.classifiers, *plan.obfuscators):
+    for item in plan.items:
         assert rebuild(other, item, tmp_path / "results", said.append)
         assert other.state(item).name == "done"
         mine, theirs = other.bundle(item), lab.bundle(item)

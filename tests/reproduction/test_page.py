@@ -17,6 +17,7 @@ from reproduction.page import render, write_page
 from reproduction.plan import SIZES
 from reproduction.schema import (
     TABLES,
+    Begun,
     Epochs,
     Lambdas,
     Optimum,
@@ -281,5 +282,9 @@ def test_how_a_network_was_trained_is_said():
     assert trained(short) == (
         "13 epochs of 50,000 images, the first 8 on images of three quarters of their sides, Muon, batch 256, seed 0, "
         "bfloat16, 1.5 hours, a CPU"
+    )
+    begun = Origin(epochs=8, begun=Begun(epochs=28, seconds=2700.0), **known)
+    assert trained(begun).startswith(
+        "8 epochs of 50,000 images after 28 of its trunk as a classifier (45 minutes), batch"
     )
     assert trained(Origin(epochs=9, **known)) == "9 epochs of 50,000 images, batch 256, seed 0, 1.5 hours, a CPU"

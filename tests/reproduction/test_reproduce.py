@@ -43,6 +43,7 @@ def plan(folder: Path, images: Path) -> Plan:
     classifier, obfuscator = folder / "classifier.toml", folder / "obfuscator.toml"
     classifier.write_text(f'kind = "classifier"\nname = "x"\narchitecture = "resnet20"\n{common}')
     obfuscator.write_text(f'kind = "obfuscator"\nname = "x"\nclassifier = "x"\n{common}')
+    trunk = Item("trunk", str(classifier), ('architecture="obfuscator-trunk"',), teacher="one")
     hides = str(obfuscator)
     return Plan(
         size="cpu",
@@ -53,13 +54,14 @@ def plan(folder: Path, images: Path) -> Plan:
             Item("two", str(classifier)),
         ),
         obfuscators=(
-            Item("one-obfuscator", hides, ("snapshots_every=1",), classifier="one"),
+            Item("one-obfuscator", hides, ("snapshots_every=1",), classifier="one", start="trunk"),
             Item("two-obfuscator", hides, classifier="two"),
         ),
         local=Item("local", str(classifier), ('architecture="vgg7"',), teacher="one"),
         sweep=(Item("lambda-1.0", hides, classifier="two"),),
         snapshots=SnapshotBudget(images=64, test_images=20),
         data=str(images),
+        trunk=trunk,
     )
 
 
@@ -105,6 +107,8 @@ def test_table_1_says_what_bundles_and_audits_say(tiny):
         assert row.audit.excess_leakage == audit["best"]["excess_leakage"]
         assert row.overhead_params == pytest.approx(324_518 / row.params)
         assert row.trained.obfuscator.epochs == {"one": 2, "two": 8}[name]
+        begun = row.trained.obfuscator.begun
+        assert (None if begun is None else begun.epochs) == {"one": 2, "two": None}[name]
         assert row.test_images == len(lab.test) == 20
     assert found.on_device.accuracy == Bundle.load(lab.folder / "local" / "bundle").figures.accuracy_plain
 

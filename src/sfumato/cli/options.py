@@ -264,6 +264,19 @@ def open_classifier(
     return found
 
 
+def open_start(path: Path) -> Bundle:
+    """Open the bundle that a training starts from, of an obfuscator or a classifier.
+
+    Raises:
+        BundleError: it cannot be used, or is multi-label.
+    """
+    from sfumato.artifacts.bundle import Bundle
+
+    found = Bundle.load(path)
+    found.check_single_label("this command")
+    return found
+
+
 def load_split(
     data: str,
     split: str,

@@ -39,8 +39,8 @@ class RunOptions:
 
 
 FromOption = options.of_bundle(
-    "Start from this obfuscator, also one for another classifier. Of a sketch only the decoded images are learned "
-    "again; the on-device predictions and the codes stay.",
+    "Start from this obfuscator, also one for another classifier, or from its trunk, a classifier. Of a sketch only "
+    "the decoded images are learned again; the on-device predictions and the codes stay.",
     "--from",
 )
 BlackBoxOption = option(
@@ -93,7 +93,7 @@ def train(
         _estimate(plan, estimate, how.accelerator, as_json=as_json)
         return
     folder = out or Path("runs") / plan.name
-    start = None if from_ is None else options.open_obfuscator(from_)
+    start = None if from_ is None else options.open_start(from_)
     if queried is not None and start is not None:
         raise RecipeError("--from starts from an obfuscator; with query-only access it is learned from scratch")
     if queried is not None:

@@ -7,7 +7,7 @@ from torch import nn
 from counting import count_macs
 from sfumato.lab.models import Deobfuscator, Normalize, Obfuscator, Payload, obfuscator_of
 from sfumato.lab.models.fixed_ops import LEVEL, Removal
-from sfumato.lab.models.obfuscator import Bottleneck, Noise, NoisyCode
+from sfumato.lab.models.obfuscator import Bottleneck, Noise, NoisyCode, ObfuscatorTrunk
 from sfumato.lab.models.rebuild import ObfuscatorNetRecipe
 
 
@@ -207,3 +207,31 @@ def test_noise_payload(both):
     torch.manual_seed(0)
     assert torch.allclose(out, payload.normalize(net(SOME)), rtol=1e-4, atol=1e-4)
     assert not torch.allclose(out, payload(SOME), atol=1e-3)
+
+
+def test_an_obfuscator_that_begins_as_a_trunk_computes_its_features():
+    torch.manual_seed(4)
+    trunk, whole = ObfuscatorTrunk(10).double().eval(), Obfuscator().double().eval()
+    for module in trunk.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.2)
+            module.running_var.uniform_(0.5, 2)
+    last = copy.deepcopy(whole.up[-1].state_dict())
+    mean, std = torch.tensor([0.4, 0.5, 0.6]).double(), torch.tensor([0.2, 0.25, 0.3]).double()
+    images = torch.rand(2, 3, 32, 32, dtype=torch.float64)
+    whole.begin_as(trunk, torch.zeros(3).double(), std)
+    of_scaled = trunk.features(images / std.view(1, 3, 1, 1))
+    assert torch.allclose(whole.up[:-1](whole.encode(images)), of_scaled, atol=1e-9)
+    whole.begin_as(trunk, mean, std)
+    stem = trunk.stem((images - mean.view(1, 3, 1, 1)) / std.view(1, 3, 1, 1))
+    assert torch.allclose(whole.stem(images)[:, :, 1:-1, 1:-1], stem[:, :, 1:-1, 1:-1], atol=1e-9)
+    assert not torch.allclose(whole.stem(images), stem, atol=1e-3)  # next to the padding
+    assert all(torch.equal(value, last[name]) for name, value in whole.up[-1].state_dict().items())
+
+
+def test_a_trunk_is_the_obfuscator_but_for_its_last_bottleneck():
+    head = 32 * 10 + 10
+    assert sum(p.numel() for p in ObfuscatorTrunk(10).parameters()) - head == sum(
+        p.numel() for name, p in Obfuscator().named_parameters() if not name.startswith("up.2.")
+    )
+    assert ObfuscatorTrunk(7)(torch.rand(2, 3, 24, 40)).shape == (2, 7)

@@ -17,17 +17,27 @@ from sfumato import device
 from sfumato.artifacts.bundle import Bundle
 from sfumato.artifacts.lab_files import find_lab_file, lab_file
 from sfumato.artifacts.onnx_file import OnnxFunction
+from sfumato.artifacts.records import RecipeRecord
 from sfumato.errors import DataError, RecipeError, TrainingError
 from sfumato.lab.attacks.target import NoisyWithin
 from sfumato.lab.audit.targets import load_target
 from sfumato.lab.classifiers import load_classifier
-from sfumato.lab.models import Normalize, Obfuscator, Payload
+from sfumato.lab.models import Normalize, Obfuscator, Payload, build_classifier
+from sfumato.lab.models.classifiers import TRUNK
 from sfumato.lab.training import train
 from sfumato.lab.training.adversaries import Attackers
-from sfumato.lab.training.building import labelled_by, obfuscation_task, restarted
-from sfumato.lab.training.export import export_obfuscator
+from sfumato.lab.training.building import (
+    begin_from,
+    labelled_by,
+    normalize,
+    obfuscation_task,
+    restarted,
+    sketch_task,
+)
+from sfumato.lab.training.export import export_obfuscator, write_classifier_bundle
 from sfumato.lab.training.images import class_means
 from sfumato.lab.training.recipe import ObfuscatorRecipe, parse_recipe
+from sfumato.lab.training.tasks import ClassifierTask
 from synthetic import CLASSES, image_set, pixels, png
 
 IMAGES = image_set(16)
@@ -48,6 +58,30 @@ def test_what_a_recipe_leaves_out_is_the_papers(frozen):
     task = obfuscation_task(recipe(), frozen, IMAGES)
     assert (task.privacy_weight, task.label_weight, task.class_means, task.mixture) == (1.0, 1.0, None, None)
     assert type(task.deobfuscator).__name__ == "Deobfuscator" and task.obfuscator.noise is None
+
+
+def test_an_obfuscator_begins_as_a_trunk_and_nothing_else_does(frozen, trained, tmp_path):
+    prepared = trained[0].preprocessing
+    net, images = build_classifier(TRUNK, 4), IMAGES.images.float() / 255
+    bundle = write_classifier_bundle(
+        tmp_path / "trunk",
+        ClassifierTask(net.eval(), normalize(prepared)),
+        images,
+        name="trunk",
+        labels=("w", "x", "y", "z"),  # which the obfuscator has no part of
+        preprocessing=prepared,
+        recipe=RecipeRecord(kind="classifier", architecture=TRUNK),
+    )
+    task = obfuscation_task(recipe(), frozen, IMAGES).eval()
+    begin_from(bundle, recipe(), task, frozen)
+    scale = torch.tensor(prepared.std).view(1, 3, 1, 1)
+    assert torch.allclose(task.obfuscator.stem.conv.weight * scale, net.stem.conv.weight, atol=1e-6)
+    assert torch.equal(task.obfuscator.up[1].project.conv.weight, net.up[1].project.conv.weight)
+    with pytest.raises(RecipeError, match="obfuscator-trunk"):
+        begin_from(trained[0], recipe(), task, frozen)
+    sketch = parse_recipe({"kind": "sketch", "name": "s", "classifier": "x", "code_bits": 3})
+    with pytest.raises(RecipeError, match="a sketch starts from a sketch"):
+        begin_from(bundle, sketch, sketch_task(sketch, frozen, IMAGES, (), bfloat16=False), frozen)
 
 
 def test_the_frozen_classifiers_norms_are_folded_and_its_answers_stay(frozen):

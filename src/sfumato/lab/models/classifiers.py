@@ -244,6 +244,9 @@ class ConvMixer(_Classifier):
         return x
 
 
+TRUNK = "obfuscator-trunk"
+"""The name of the classifier that an obfuscator can begin as."""
+
 CLASSIFIERS: dict[str, Callable[[int], nn.Module]] = {
     "resnet20": lambda classes: ResNet(BasicBlock, (3, 3, 3), (16, 32, 64), classes),
     # The on-device baseline: 316,778 parameters and 21,283,776 multiply-accumulates, within the obfuscator's own budget
@@ -262,7 +265,7 @@ CLASSIFIERS: dict[str, Callable[[int], nn.Module]] = {
     "vgg19": lambda classes: VGG(((2, 64), (2, 128), (4, 256), (4, 512), (4, 512)), classes),
     "googlenet": GoogLeNet,
     "convmixer": lambda classes: ConvMixer(160, 6, kernel=5, patch=4, classes=classes),
-    "obfuscator-trunk": ObfuscatorTrunk,
+    TRUNK: ObfuscatorTrunk,
     **{name: partial(DeviceNet, shape) for name, shape in DEVICE_NETS.items()},
 }
 

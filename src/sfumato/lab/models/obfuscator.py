@@ -157,6 +157,24 @@ class Obfuscator(nn.Module):
         nn.init.constant_(self._last.project.norm.weight, 0.25)
         nn.init.constant_(self._last.project.norm.bias, 0.5)
 
+    @torch.no_grad()
+    def begin_as(self, trunk: ObfuscatorTrunk, mean: Tensor, std: Tensor) -> None:
+        """Take the weights of a trunk; the last bottleneck stays as it is.
+
+        Args:
+            trunk: trained on images that were normalised.
+            mean: per channel, that was subtracted from images in [0, 1]; (3,) float32.
+            std: per channel, that they were then divided by; (3,) float32.
+        """
+        self.stem.load_state_dict(trunk.stem.state_dict())
+        self.down.load_state_dict(trunk.down.state_dict())
+        self.up[:-1].load_state_dict(trunk.up.state_dict())
+        # The stem computes the same of images that are not normalised, except next to the padding, which is black now.
+        weight, norm = self.stem.conv.weight, self.stem.norm
+        weight.div_(std.view(1, 3, 1, 1))
+        assert norm.running_mean is not None
+        norm.running_mean += (weight * mean.view(1, 3, 1, 1)).sum(dim=(1, 2, 3))
+
     def encode(self, images: Tensor) -> Tensor:
         """(N, 3, H, W) float32 in [0, 1], sides multiples of 8 -> the code without its noise, (N, 128, H/8, W/8).
 
@@ -220,17 +238,17 @@ class ObfuscatorTrunk(nn.Module):
     """The obfuscator without its last bottleneck, as a classifier: a linear head on the features' averages.
 
     All that the obfuscator computes but the drawing of its image. It learns without the classifier in the cloud and
-    without a deobfuscator, which take nine tenths of an obfuscator's training; the obfuscator is then trained from its
-    weights (`take_trunk`). Its parameters have the obfuscator's names.
+    without a deobfuscator, which take most of the time of an obfuscator's step; the obfuscator then begins with its
+    weights, see `Obfuscator.begin_as`.
     """
+
+    channels = 32
 
     def __init__(self, classes: int) -> None:
         super().__init__()
         whole = Obfuscator()
         self.stem, self.down, self.up = whole.stem, whole.down, whole.up[:-1]
         self.head = nn.Linear(self.channels, classes)
-
-    channels = 32
 
     def features(self, images: Tensor) -> Tensor:
         """Normalised images (N, 3, H, W), sides multiples of 8 -> maps (N, 32, H/2, W/2)."""

@@ -67,17 +67,18 @@ def finish_training(
     recipe: AnyRecipe,
     run: Run,
     *,
+    start: Bundle | None = None,
     until: Callable[[], bool] = never,
     progress: Progress = silent,
     say: Say = mute,
 ) -> None:
-    """Train, or resume a training that was interrupted; `until` as in `sfumato.lab.training.train`.
+    """Train, or resume a training that was interrupted; `start` and `until` as in `sfumato.lab.training.train`.
 
     Raises:
         SfumatoError: see `sfumato.lab.training.train`.
         Interrupted: Ctrl-C or SIGTERM; the state was saved.
     """
     try:
-        train(recipe, run.folder, resume=run.checkpoint.exists(), until=until, progress=progress, say=say)
+        train(recipe, run.folder, resume=run.checkpoint.exists(), start=start, until=until, progress=progress, say=say)
     except TrainingError as error:
         raise TrainingError(f"{run.folder}: {error}; move it away to train from the start") from error

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from sfumato.artifacts.bundle import DEOBFUSCATOR_WEIGHTS, OBFUSCATOR_WEIGHTS, Bundle
+from sfumato.artifacts.bundle import CLASSIFIER_WEIGHTS, DEOBFUSCATOR_WEIGHTS, OBFUSCATOR_WEIGHTS, Bundle
 from sfumato.artifacts.lab_files import find_lab_file, lab_file
 from sfumato.artifacts.preprocessing import Preprocessing
 from sfumato.errors import BundleError, RecipeError
-from sfumato.lab.classifiers import FrozenClassifier
+from sfumato.lab.classifiers import FrozenClassifier, load_classifier
 from sfumato.lab.data import INFERENCE_BATCH, ImageSet
 from sfumato.lab.models import (
     DECODERS,
@@ -26,7 +27,8 @@ from sfumato.lab.models import (
     obfuscator_of,
     sketcher_of,
 )
-from sfumato.lab.models.classifiers import features_and_logits
+from sfumato.lab.models.classifiers import TRUNK, features_and_logits
+from sfumato.lab.models.obfuscator import ObfuscatorTrunk
 from sfumato.lab.models.rebuild import ObfuscatorNetRecipe, SketchNetRecipe, recipe_of
 from sfumato.lab.training.adversaries import Attackers, attacker_to_restart, restart
 from sfumato.lab.training.code_mixture import CodeMixture
@@ -195,7 +197,7 @@ def begin_from(
     task: ObfuscationTask | SketchTask,
     frozen: FrozenClassifier,
 ) -> None:
-    """Give a task the weights of an obfuscator that was trained before, maybe for another classifier.
+    """Give a task the weights of an obfuscator that was trained before, maybe for another classifier, or of a trunk.
 
     Those of a deobfuscator are taken too, if the lab has them.
 
@@ -203,6 +205,9 @@ def begin_from(
         RecipeError: the bundle is of another kind, for other classes, or of another shape.
         BundleError: its weights are damaged.
     """
+    if start.kind == "classifier":
+        _begin_as_trunk(start, task)
+        return
     made = SketchNetRecipe if isinstance(recipe, SketchRecipe) else ObfuscatorNetRecipe
     if not isinstance(recipe_of(start), made):
         raise RecipeError(
@@ -214,7 +219,7 @@ def begin_from(
             f"{', '.join(frozen.labels[:3])}, ..., or another order"
         )
     try:
-        weights = load_file(lab_file(start, OBFUSCATOR_WEIGHTS))
+        weights = load_file(starting_weights(start))
         if isinstance(task, SketchTask):
             # Which codes have enough images is found out again, on these images.
             weights = {name: value for name, value in weights.items() if not name.startswith("kept_")}
@@ -231,6 +236,23 @@ def begin_from(
         ) from error
     except SafetensorError as error:
         raise BundleError(f"{start.path}: its weights cannot be read: {error}") from error
+
+
+def _begin_as_trunk(start: Bundle, task: ObfuscationTask | SketchTask) -> None:
+    """Give an obfuscator the weights of a classifier that is one but for its last bottleneck."""
+    net = load_classifier(start.path).net if start.recipe.architecture == TRUNK else None
+    if not isinstance(net, ObfuscatorTrunk) or isinstance(task, SketchTask):
+        raise RecipeError(
+            f"{start.path} holds a classifier: a sketch starts from a sketch; an obfuscator from an obfuscator, or "
+            f'from a classifier with architecture = "{TRUNK}"'
+        )
+    prepared = start.preprocessing
+    task.obfuscator.begin_as(net, torch.tensor(prepared.mean), torch.tensor(prepared.std))
+
+
+def starting_weights(start: Bundle) -> Path:
+    """Return the file of the weights that `begin_from` takes."""
+    return start.file(CLASSIFIER_WEIGHTS) if start.kind == "classifier" else lab_file(start, OBFUSCATOR_WEIGHTS)
 
 
 def _with_fitting_decoder(weights: dict[str, Tensor], sketcher: Sketcher) -> dict[str, Tensor]:

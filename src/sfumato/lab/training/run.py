@@ -15,7 +15,6 @@ from torch import Tensor
 
 from sfumato.artifacts.bundle import DEOBFUSCATOR_WEIGHTS, OBFUSCATOR_WEIGHTS, Bundle
 from sfumato.artifacts.files import exclusive, file_sha256
-from sfumato.artifacts.lab_files import lab_file
 from sfumato.artifacts.provenance import provenance
 from sfumato.artifacts.records import Provenance, RecipeRecord
 from sfumato.errors import Interrupted, TrainingError
@@ -27,7 +26,7 @@ from sfumato.lab.evaluation.out_of_distribution import with_ood_detector
 from sfumato.lab.export.onnx import renew, save_weights
 from sfumato.lab.models.checkpoint import remove_checkpoint
 from sfumato.lab.models.precision import device_name
-from sfumato.lab.training.building import restarted
+from sfumato.lab.training.building import restarted, starting_weights
 from sfumato.lab.training.engine import Fitted, Hooks, Options, fit, never
 from sfumato.lab.training.export import write_classifier_bundle, write_obfuscator_bundle, write_sketch_bundle
 from sfumato.lab.training.loggers import ended
@@ -87,7 +86,8 @@ def train(
         devices: processes to train on; each takes its share of every batch.
         resume: continue from the folder's checkpoint.
         overwrite: restart although the folder has a checkpoint.
-        start: the bundle of an obfuscator to start from, maybe made for another classifier, instead of fresh weights.
+        start: the bundle of an obfuscator to start from, maybe made for another classifier, or of a classifier with
+            the architecture "obfuscator-trunk", instead of fresh weights.
         until: is asked before each step; True ends the training early, and what was learned so far is written.
         progress: is told of each step; from the first process alone, as `say`.
         say: is given the precision, and a line after each validation.
@@ -195,7 +195,7 @@ def _identity(made: Prepared) -> str:
     if made.teachers not in ((), (made.frozen,)):
         identity["teachers"] = [net.fingerprint for net in made.teachers]
     if made.start is not None:
-        identity["start"] = file_sha256(lab_file(made.start, OBFUSCATOR_WEIGHTS))
+        identity["start"] = file_sha256(starting_weights(made.start))
     return json.dumps(identity, sort_keys=True)
 
 
@@ -309,7 +309,7 @@ def _provenance(made: Prepared, fitted: Fitted) -> Provenance:
     if made.start is not None:
         training = made.start.provenance.to_json()
         origins["started_from"] = {
-            "sha256": file_sha256(lab_file(made.start, OBFUSCATOR_WEIGHTS)),
+            "sha256": file_sha256(starting_weights(made.start)),
             "training": training,
         }
     return provenance(
