@@ -17,10 +17,11 @@ import threading
 import time
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+import typer
 from growth_page import FIGURE, PAGE, plot, written
 from timing import time_in_turn
 
@@ -363,6 +364,15 @@ def _say(what: str) -> None:
     print(what, file=sys.stderr)
 
 
+def command(*, only_page: Annotated[bool, typer.Option("--page")] = False, quick: bool = False) -> None:
+    """Measure, and write results file and page; `--page`: the page alone; `--quick`: try it and write neither."""
+    out = Path("results/growth.json")
+    if only_page:
+        page(json.loads(out.read_text(encoding="utf-8")))
+    else:
+        main(None if quick else out, quick=quick)
+
+
 if __name__ == "__main__":
     alone = {"--train": train_one, "--audit": audit_one}
     if sys.argv[1:] and sys.argv[1] in alone:
@@ -370,7 +380,5 @@ if __name__ == "__main__":
         torch.manual_seed(0)
         torch.set_num_threads(1)
         print(json.dumps(alone[sys.argv[1]](*map(int, sys.argv[2:]))))
-    elif "--page" in sys.argv:
-        page(json.loads(Path("results/growth.json").read_text(encoding="utf-8")))
     else:
-        main(None if "--quick" in sys.argv else Path("results/growth.json"), quick="--quick" in sys.argv)
+        typer.run(command)

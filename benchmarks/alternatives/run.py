@@ -16,13 +16,14 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
 import random_bundles  # noqa: E402
 import torch  # noqa: E402
+import typer  # noqa: E402
 from page import OWN, table  # noqa: E402
 
 from sfumato.artifacts.files import write_json  # noqa: E402
@@ -235,10 +236,21 @@ def _summary(seconds: list[float]) -> dict[str, Any]:
     }
 
 
-if __name__ == "__main__":
-    chosen = [name for name in sys.argv[1:] if name != "--quick"]
-    if "--quick" in sys.argv:  # to try it; nothing that is kept is written
+def command(
+    systems: Annotated[list[str] | None, typer.Argument(help=f"Of {', '.join(SYSTEMS)}; default: all.")] = None,
+    *,
+    quick: bool = False,
+) -> None:
+    """Compare the alternatives, and write results file and table; with `--quick`, try it and write neither."""
+    chosen = tuple(systems or ())
+    if unknown := set(chosen) - set(SYSTEMS):
+        raise typer.BadParameter(f"unknown system {', '.join(sorted(unknown))}; known: {', '.join(SYSTEMS)}")
+    if quick:
         with tempfile.TemporaryDirectory() as scratch:
             main(*chosen, out=Path(scratch) / "alternatives.json", quick=True)
     else:
         main(*chosen)
+
+
+if __name__ == "__main__":
+    typer.run(command)

@@ -16,13 +16,14 @@ import tempfile
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import conformance
 import foreign
 import numpy as np
 import numpy.typing as npt
 import page
+import typer
 from PIL import Image
 from relay import relayed
 from servers import ENVIRONMENTS, HALF, NAME, SERVERS, Served
@@ -53,7 +54,9 @@ TRANSPORTS = {
 BUNDLES = {"sketch": shipped.obfuscator_bundle, "the paper's": shipped.papers_obfuscator_bundle}
 
 
-def main(*only: str, out: Path = Path("results/interop.json"), text: Path = Path("docs/interop.md")) -> None:
+def main(
+    only: tuple[str, ...] = (), out: Path = Path("results/interop.json"), text: Path = Path("docs/interop.md")
+) -> None:
     """Run all servers, or those named together with earlier results of the others; write the results."""
     before = {entry["server"]: entry for entry in json.loads(out.read_text())["servers"]} if only else {}
     found = [before[key] if only and key not in only else _tried(key) for key in SERVERS]
@@ -213,5 +216,14 @@ def _wanted(bundle: str) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float6
     return inputs, softmax(OnnxFunction(shipped.classifier_bundle() / CLASSIFIER_ONNX)(inputs))
 
 
+def command(
+    servers: Annotated[list[str] | None, typer.Argument(help=f"Of {', '.join(SERVERS)}; default: all.")] = None,
+) -> None:
+    """Test the client against all servers, or those named together with earlier results of the others."""
+    if unknown := set(servers or ()) - set(SERVERS):
+        raise typer.BadParameter(f"unknown server {', '.join(sorted(unknown))}; known: {', '.join(SERVERS)}")
+    main(tuple(servers or ()))
+
+
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    typer.run(command)
