@@ -51,12 +51,17 @@ def under_attack(results: Optimum | None, size: str) -> str:
 
 def verdict(results: Optimum) -> str:
     """For how many obfuscators an adaptive attacker reconstructs more than the joint deobfuscator, in a sentence."""
-    audited = [(row.audit, row.joint_mse) for row in results.rows if row.audit is not None]
-    worse = [audit for audit, joint_mse in audited if audit.mse < joint_mse]
+    worse, audited = verdict_counts(results)
     return (
-        f"For {len(worse)} of {len(audited)} obfuscators of size `{results.size}`, an adaptive attacker reconstructs "
+        f"For {worse} of {audited} obfuscators of size `{results.size}`, an adaptive attacker reconstructs "
         "images with a lower error than the jointly trained deobfuscator."
     )
+
+
+def verdict_counts(results: Optimum) -> tuple[int, int]:
+    """Count the obfuscators of `verdict`, and all that were audited."""
+    audited = [(row.audit, row.joint_mse) for row in results.rows if row.audit is not None]
+    return sum(audit.mse < joint_mse for audit, joint_mse in audited), len(audited)
 
 
 def claim(results: Optimum, panel: str) -> str:

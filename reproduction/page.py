@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from reproduction import claim_sections as claim
 from reproduction import sections
 from reproduction.files import R, read_results, read_training_step, results_path
-from reproduction.markdown import command
 from reproduction.plan import CPU, PAPER, SIZES
 from reproduction.schema import (
     TABLES,
@@ -24,6 +23,7 @@ from reproduction.schema import (
     Table4,
     Table5,
 )
+from reproduction.summary import summary
 from sfumato.errors import ResultsError
 
 _HEADER = """\
@@ -34,9 +34,11 @@ _HEADER = """\
 Compare the tables of Leroux, Verbelen, Simoens and Dhoedt, *Privacy Aware Offloading of Deep Neural Networks* (2018)
 with ours, and find the command that makes each of them again.
 
-{verdict}
-Obfuscation is not encryption: every figure of leakage here is a lower bound, from attackers with a limited budget.
-
+**The paper evaluates one attacker: the deobfuscator that is trained jointly with the obfuscator. We also evaluate
+adaptive attackers, which are trained after the obfuscator is fixed.** Obfuscation is not encryption: every figure of
+leakage here is a lower bound, from attackers with a limited budget.
+"""
+_SIZES = """\
 The figures come in two sizes. Do not compare a figure of one size with a figure of the other:
 
 {sizes}
@@ -44,10 +46,7 @@ The figures come in two sizes. Do not compare a figure of one size with a figure
 Each missing figure names the command that makes it. MAC overhead in the "paper's order" counts the operations as the
 paper orders them; "ours" computes the same function with fewer.
 """
-_ADAPTIVE = (
-    "**The paper evaluates one attacker: the deobfuscator that is trained jointly with the obfuscator. We also "
-    "evaluate adaptive attackers, which are trained after the obfuscator is fixed.**"
-)
+T = TypeVar("T")
 _Section = tuple[str, list[tuple[str, str]]]
 """A title, and its parts, each with a title or none."""
 
@@ -81,7 +80,7 @@ def render(results: Path, images: str) -> str:
         ResultsError: a results file is malformed.
     """
     files = _Files(results)
-    parts = [_header(files)]
+    parts = [_HEADER]
     for title, made in _sections(files, images):
         parts.append(f"## {title}")
         parts += [f"### {subtitle}\n\n{text}" if subtitle else text for subtitle, text in made]
@@ -94,7 +93,7 @@ class _Files:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def show(self, size: str, kind: type[R], write: Callable[[R | None], str]) -> str:
+    def show(self, size: str, kind: type[R], write: Callable[[R | None], T]) -> T:
         """Return what `write` makes of a table's results."""
         found = read_results(self.folder, size, kind)
         try:
@@ -109,17 +108,28 @@ class _Files:
         return results_path(self.folder, size, kind.table).is_file()
 
 
-def _header(files: _Files) -> str:
-    verdicts = [files.show(size, Optimum, lambda found: claim.verdict(found) if found else "") for size in SIZES]
-    said = " ".join(verdict for verdict in verdicts if verdict)
+def _sizes(files: _Files) -> str:
     sizes = []
     for size, plan in SIZES.items():
         made = [kind.table for kind in TABLES if files.has(size, kind)]
         absent = [kind.table for kind in TABLES if kind.table not in made]
         there = f"Available: {', '.join(made) or 'nothing'}. Missing: {', '.join(absent) or 'nothing'}."
         sizes.append(f"- **`{size}`**: {plan.description}. {there}")
-    verdict = f"{_ADAPTIVE} {said or f'Make the figures with {command(Optimum.table, CPU.size)}.'}"
-    return _HEADER.format(verdict=verdict, sizes="\n".join(sizes))
+    return _SIZES.format(sizes="\n".join(sizes))
+
+
+def _summary(files: _Files) -> list[_Section]:
+    """What held of the paper, of the largest size that has it."""
+    sizes = [plan.size for plan in (PAPER, CPU)]
+
+    def found(size: str, kind: type[R]) -> R | None:
+        return files.show(size, kind, lambda results: results)
+
+    optima = {size: results for size in sizes if (results := found(size, Optimum))}
+    transfer = max((t for size in sizes if (t := found(size, Table3))), key=lambda t: len(t.names), default=None)
+    on_device = next((t for size in sizes if (t := found(size, Table1)) and t.on_device), None)
+    text = summary(found(PAPER.size, Table1), optima, transfer, on_device)
+    return [("What held of the paper", [("", text)])] if text else []
 
 
 def _claim(files: _Files, images: str) -> list[_Section]:
@@ -151,6 +161,8 @@ def _sections(files: _Files, images: str) -> list[_Section]:
         return (sections.table_3_paper if size == PAPER.size else sections.table_3_cpu)(results)
 
     return [
+        *_summary(files),
+        ("Two sizes of networks", [("", _sizes(files))]),
         *_claim(files, images),
         ("Table 1: accuracy and overhead", each(Table1, table_1)),
         ("Table 2: images", panels(Table2)),
