@@ -292,7 +292,8 @@ def test_how_a_network_was_trained_is_said():
 
 def test_the_page_says_first_what_held(tmp_path):
     results = filled(tmp_path)
-    rows = [line for line in render(results, "x").split("## What held of the paper")[1].splitlines() if "| " in line][2:]
+    said = render(results, "x").split("## What held of the paper")[1]
+    rows = [line for line in said.splitlines() if "| " in line][2:]
     assert [row.split(" | ")[2].strip(" |") for row in rows] == [
         "not reached in so few epochs",
         "does not hold",

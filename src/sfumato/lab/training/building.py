@@ -250,8 +250,32 @@ def _begin_as_trunk(start: Bundle, task: ObfuscationTask | SketchTask) -> None:
     task.obfuscator.begin_as(net, torch.tensor(prepared.mean), torch.tensor(prepared.std))
 
 
+def go_on_from(
+    start: Bundle,
+    recipe: ClassifierRecipe,
+    task: ClassifierTask,
+    names: tuple[str, ...],
+    preprocessing: Preprocessing,
+) -> None:
+    """Give a classifier the weights of one that was trained before.
+
+    Raises:
+        RecipeError: the bundle holds another architecture, or one for other classes or images.
+        BundleError: its weights are damaged.
+    """
+    found, wanted = start.recipe.architecture, recipe.architecture
+    if start.kind != "classifier" or found != wanted:
+        raise RecipeError(
+            f"{start.path} holds a {found or start.recipe.kind!r}: a classifier's training goes on from a classifier "
+            f'with architecture = "{wanted}"'
+        )
+    if start.labels != names or start.preprocessing != preprocessing:
+        raise RecipeError(f"{start.path} is for other classes, or images of another size, mean or standard deviation")
+    task.net.load_state_dict(load_classifier(start.path).net.state_dict())
+
+
 def starting_weights(start: Bundle) -> Path:
-    """Return the file of the weights that `begin_from` takes."""
+    """Return the file of the weights that a training starts from."""
     return start.file(CLASSIFIER_WEIGHTS) if start.kind == "classifier" else lab_file(start, OBFUSCATOR_WEIGHTS)
 
 

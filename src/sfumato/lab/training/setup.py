@@ -19,6 +19,7 @@ from sfumato.lab.training.building import (
     begin_from,
     classifier_task,
     frozen_module,
+    go_on_from,
     labelled_by,
     obfuscation_task,
     sketch_task,
@@ -142,8 +143,6 @@ def _with_learn(start: Bundle | None, recipe: AnyRecipe) -> AnyRecipe:
         if isinstance(recipe, SketchRecipe) and recipe.learn == "decoder":
             raise RecipeError('learn = "decoder" needs a bundle to start from: give --from')
         return recipe
-    if isinstance(recipe, ClassifierRecipe):
-        raise RecipeError("a classifier's training starts from nothing; --from takes the bundle of an obfuscator")
     if start.recipe.quantized is not None:
         raise RecipeError(
             f"{start.path} is in 8-bit integers, which cannot be trained: start from the bundle that was quantised, "
@@ -192,7 +191,9 @@ def prepare(
     if isinstance(recipe, ClassifierRecipe):
         preprocessing = preprocessing_of(recipe.data.source, train_set.sample)
         classifies = classifier_task(recipe, preprocessing, train_set.names, teachers, bfloat16=bfloat16)
-        return made(task=classifies, frozen=frozen, preprocessing=preprocessing, teachers=teachers)
+        if start is not None:
+            go_on_from(start, recipe, classifies, train_set.names, preprocessing)
+        return made(task=classifies, frozen=frozen, preprocessing=preprocessing, teachers=teachers, start=start)
     assert frozen is not None
     task: ObfuscationTask | SketchTask
     named = enumerate(recipe.transfer.ensemble)
