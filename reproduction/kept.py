@@ -82,8 +82,7 @@ def keep(lab: Lab, results: Path) -> None:
     """
     if not any(item.kept for item in lab.plan.items):
         return
-    trunk = () if lab.plan.trunk is None else (lab.plan.trunk,)
-    for item in (*lab.plan.classifiers, *trunk, *lab.plan.obfuscators):
+    for item in (*lab.plan.classifiers, *lab.plan.trunk, *lab.plan.obfuscators):
         if lab.state(item).name != "done":
             continue
         bundle, folder = lab.bundle(item), kept_folder(results, item)

@@ -169,7 +169,6 @@ def origin(bundle: Bundle) -> Origin:
     """Return how a bundle was trained."""
     recipe, facts = bundle.recipe.to_json(), bundle.provenance
     training = recipe.get("training") or {}
-    start = facts.others.get("started_from")
     return Origin(
         epochs=training["epochs"],
         seed=training.get("seed"),
@@ -183,5 +182,16 @@ def origin(bundle: Bundle) -> Origin:
         seconds=facts.training_seconds,
         device=facts.device or (facts.machine or {}).get("cpu"),
         commit=facts.commit,
-        begun=None if start is None else Begun.model_validate(start["training"]),
+        begun=_begun(facts.others.get("started_from")),
     )
+
+
+def _begun(start: Mapping[str, Any] | None) -> Begun | None:
+    """Return the trainings that one went on from: each bundle's provenance has that of the one before."""
+    epochs, seconds = [], []
+    while start is not None:
+        training = start["training"]
+        epochs.append(training["epochs"])
+        seconds.append(training.get("training_seconds"))
+        start = training.get("started_from")
+    return Begun(epochs=sum(epochs), seconds=None if None in seconds else sum(seconds)) if epochs else None

@@ -11,7 +11,7 @@ from sfumato.lab.attacks.fit import BATCH
 from sfumato.lab.audit.budget import BUDGETS
 from sfumato.lab.classifiers import load_classifier
 from sfumato.lab.models import build_classifier
-from sfumato.lab.runs.speed import Entry, Speed, full_epochs, taught_epochs
+from sfumato.lab.runs.speed import Entry, Shape, Speed, full_epochs, taught_epochs
 from sfumato.lab.training import ClassifierRecipe, ObfuscatorRecipe
 
 CIFAR10_IMAGES = 50_000
@@ -53,19 +53,24 @@ def seconds_left(lab: Lab, item: Item, speed: Speed) -> float:
     recipe = lab.recipe(item)
     images = recipe.data.train_images or CIFAR10_IMAGES
     other = item.classifier or item.teacher
-    frozen = None if other is None else _network(lab, lab.plan.item(other))
+    frozen, shape = None, Shape()
+    if other is not None:
+        frozen, classes = _network(lab, lab.plan.item(other))
+        shape = Shape(classes=classes)
     done = lab.state(item).epochs
     left, taught = full_epochs(recipe.training, done), images * taught_epochs(recipe, done)
-    return speed.training_s(recipe, round(images * left), taught=taught, classifier=frozen)
+    return speed.training_s(recipe, round(images * left), taught=taught, classifier=frozen, shape=shape)
 
 
-def _network(lab: Lab, item: Item) -> nn.Module:
-    """Return an item's classifier, with fresh weights if it is not trained yet."""
+def _network(lab: Lab, item: Item) -> tuple[nn.Module, int]:
+    """Return an item's classifier, with fresh weights if it is not trained yet, and how many classes it has."""
     if lab.state(item).name == "done":
-        return load_classifier(lab.path(item)).net
+        found = load_classifier(lab.path(item))
+        return found.net, len(found.labels)
     recipe = lab.recipe(item)
     assert isinstance(recipe, ClassifierRecipe)
-    return build_classifier(recipe.architecture)
+    classes = Shape().classes
+    return build_classifier(recipe.architecture, classes), classes
 
 
 def _snapshots(recipe: ClassifierRecipe | ObfuscatorRecipe) -> int:

@@ -126,8 +126,10 @@ def _summary(files: _Files) -> list[_Section]:
         return files.show(size, kind, lambda results: results)
 
     optima = {size: results for size in sizes if (results := found(size, Optimum))}
-    transfer = max((t for size in sizes if (t := found(size, Table3))), key=lambda t: len(t.names), default=None)
-    on_device = next((t for size in sizes if (t := found(size, Table1)) and t.on_device), None)
+    transfer = max(
+        (made for size in sizes if (made := found(size, Table3))), key=lambda made: len(made.names), default=None
+    )
+    on_device = next((rows for size in sizes if (rows := found(size, Table1)) and rows.on_device), None)
     text = summary(found(PAPER.size, Table1), optima, transfer, on_device)
     return [("What held of the paper", [("", text)])] if text else []
 

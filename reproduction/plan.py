@@ -35,7 +35,7 @@ class Item:
         paper: the paper's name of this classifier, if it has one.
         classifier: the name of the item that an obfuscator is for; None for a classifier.
         teacher: the name of the classifier that this one learns from.
-        start: the name of the item whose weights an obfuscator begins with; None for fresh ones.
+        start: the name of the item whose weights this one begins with; None for fresh ones.
         shipped: "classifier" or "obfuscator" if it comes with sfumato and need not be trained.
         audit: an existing audit, from where the command is run.
         kept: keep its weights with the results, in half precision; else its manifest alone.
@@ -76,7 +76,8 @@ class Plan:
         description: one sentence for the page, without a full stop.
         classifiers: in the tables' order.
         obfuscators: one for each classifier, in the same order.
-        trunk: the classifier that the obfuscators begin as; None if they begin with fresh weights.
+        trunk: cycles of training of the classifier that the obfuscators begin as, each going on from the one before;
+            none if they begin with fresh weights.
         local: the classifier within the obfuscator's own budget; None while it is missing.
         sweep: obfuscators for the first classifier that differ in lambda or batch size alone.
         snapshots: attack budget for each snapshot.
@@ -97,13 +98,13 @@ class Plan:
     order: tuple[str, ...] = ()
     budget: str = "standard"
     data: str = "cifar10"
-    trunk: Item | None = None
+    trunk: tuple[Item, ...] = ()
 
     @property
     def items(self) -> tuple[Item, ...]:
         """All networks, in the tables' order."""
-        others = tuple(item for item in (self.trunk, self.local) if item is not None)
-        return (*self.classifiers, *self.obfuscators, *others, *self.sweep)
+        local = () if self.local is None else (self.local,)
+        return (*self.classifiers, *self.obfuscators, *self.trunk, *local, *self.sweep)
 
     @property
     def rows(self) -> tuple[tuple[Item, Item], ...]:
@@ -168,21 +169,26 @@ CPU = Plan(
 
 _HALF = "training.half_weights=true"
 """The weights that are kept with the results (`reproduction.kept`) are exactly those that were measured."""
-_TRUNK = Item(
-    "obfuscator-trunk",
-    "recipes/cifar10-obfuscator-trunk.toml",
-    ("training.seed=0", _HALF),
-    teacher="resnet18-1",
-    kept=True,
+_CYCLES = (("obfuscator-trunk", 28, 0.03), ("obfuscator-trunk-2", 24, 0.02))
+_TRUNK = tuple(
+    Item(
+        name,
+        "recipes/cifar10-obfuscator-trunk.toml",
+        (f"training.epochs={epochs}", f"training.learning_rate={rate}", f"training.seed={place}", _HALF),
+        teacher="resnet18-1",
+        start=_CYCLES[place - 1][0] if place else None,
+        kept=True,
+    )
+    for place, (name, epochs, rate) in enumerate(_CYCLES)
 )
 _MUON = (
     "data.crop_padding=2",
-    "training.epochs=8",
+    "training.epochs=5",
     "training.optimizer=muon",
-    "training.learning_rate=0.015",
+    "training.learning_rate=0.004",
     "training.warmup=0.1",
-    "training.validate_every=2",
-    "note=Begun as a trunk that was trained as a classifier; one cycle of 8 epochs with Muon, where the paper trains "
+    "training.validate_every=1",
+    "note=Begun as a trunk that was trained as a classifier; one cycle of 5 epochs with Muon, where the paper trains "
     "100 in steps with Adam.",
 )
 
@@ -198,8 +204,8 @@ PAPER = Plan(
     size="paper",
     title="Paper size: the paper's networks on shorter schedules",
     description="the paper's networks on schedules shortened for CPUs: one cycle of 12 or 13 epochs for classifiers; "
-    "28 epochs for the obfuscator without its last bottleneck, as a classifier taught by ResNet18_1; from there one "
-    "cycle of 8 epochs for each obfuscator, with Muon, where the paper trains 100 in steps with Adam",
+    "for the obfuscator without its last bottleneck, as a classifier taught by ResNet18_1, cycles of 28 and 24 epochs; "
+    "from there one cycle of 5 epochs for each obfuscator, with Muon, where the paper trains 100 in steps with Adam",
     classifiers=tuple(
         Item(
             name,
@@ -214,10 +220,10 @@ PAPER = Plan(
         Item(
             f"{name}-obfuscator",
             _SHORT,
-            (*_MUON, _HALF, "snapshots_every=2"),
+            (*_MUON, _HALF, "snapshots_every=5"),
             paper=paper,
             classifier=name,
-            start=_TRUNK.name,
+            start=_TRUNK[-1].name,
             audit=f"results/reproduction/networks/{name}-obfuscator/audit.json",
             kept=True,
         )
@@ -254,9 +260,8 @@ def parts(plan: Plan, target: Target) -> tuple[Part, ...]:
     rows = plan.rows[:1] if target is Target.TABLE_2 else plan.rows
     audits = target is not Target.TABLE_3
     made = [Part((classifier, obfuscator), (obfuscator,) if audits else ()) for classifier, obfuscator in rows]
-    if plan.trunk is not None:  # its teacher is the first row's classifier
-        classifier, obfuscator = rows[0]
-        made[0] = replace(made[0], items=(classifier, plan.trunk, obfuscator))
+    classifier, obfuscator = rows[0]
+    made[0] = replace(made[0], items=(classifier, *plan.trunk, obfuscator))  # the classifier is the trunk's teacher
     if target in (Target.TABLE_1, Target.ALL) and plan.local is not None:
         made.append(Part((plan.local,)))
     if target in (Target.OPTIMUM, Target.ALL):

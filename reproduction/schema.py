@@ -48,15 +48,15 @@ class Validation(_Model):
 
 
 class Begun(_Model):
-    """The training of the network that another one began as.
+    """The trainings of the network that another one began as.
 
     Attributes:
-        epochs: as of `Origin`.
-        seconds: likewise; `training_seconds` in a bundle.
+        epochs: of all of them.
+        seconds: likewise; None if not known of each.
     """
 
     epochs: int
-    seconds: float | None = _renamed("seconds", "training_seconds", default=None)
+    seconds: float | None
 
 
 class Origin(_Model):
@@ -75,7 +75,7 @@ class Origin(_Model):
         seconds: duration of the training.
         device: that trained it.
         commit: of the code.
-        begun: the training of its trunk as a classifier, before; None if it began with fresh weights.
+        begun: the trainings of its trunk as a classifier, before; None if it began with fresh weights.
     """
 
     epochs: int

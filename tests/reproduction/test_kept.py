@@ -39,12 +39,12 @@ def made(tmp_path_factory, own_caches):
         sweep=(),
         snapshots=SnapshotBudget(images=64, test_images=12),
         data=str(images),
-        trunk=Item("trunk", str(trunk), kept=True),
+        trunk=(Item("trunk", str(trunk), kept=True),),
     )
     lab = Lab(plan, root / "lab", torch.device("cpu"))
     train(load_recipe(classifier), lab.run(plan.classifiers[0]).folder)
     overrides = [f'classifier="{lab.path(plan.classifiers[0])}"']
-    start = train(load_recipe(trunk), lab.run(plan.trunk).folder)
+    start = train(load_recipe(trunk), lab.run(plan.trunk[0]).folder)
     train(load_recipe(obfuscator, overrides), lab.run(plan.obfuscators[0]).folder, start=start)
     return plan, lab
 

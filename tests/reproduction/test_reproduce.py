@@ -43,7 +43,8 @@ def plan(folder: Path, images: Path) -> Plan:
     classifier, obfuscator = folder / "classifier.toml", folder / "obfuscator.toml"
     classifier.write_text(f'kind = "classifier"\nname = "x"\narchitecture = "resnet20"\n{common}')
     obfuscator.write_text(f'kind = "obfuscator"\nname = "x"\nclassifier = "x"\n{common}')
-    trunk = Item("trunk", str(classifier), ('architecture="obfuscator-trunk"',), teacher="one")
+    first = Item("trunk", str(classifier), ('architecture="obfuscator-trunk"',), teacher="one")
+    trunk = first, dataclasses.replace(first, name="trunk-2", start="trunk")
     hides = str(obfuscator)
     return Plan(
         size="cpu",
@@ -54,7 +55,7 @@ def plan(folder: Path, images: Path) -> Plan:
             Item("two", str(classifier)),
         ),
         obfuscators=(
-            Item("one-obfuscator", hides, ("snapshots_every=1",), classifier="one", start="trunk"),
+            Item("one-obfuscator", hides, ("snapshots_every=1",), classifier="one", start="trunk-2"),
             Item("two-obfuscator", hides, classifier="two"),
         ),
         local=Item("local", str(classifier), ('architecture="vgg7"',), teacher="one"),
@@ -108,7 +109,7 @@ def test_table_1_says_what_bundles_and_audits_say(tiny):
         assert row.overhead_params == pytest.approx(324_518 / row.params)
         assert row.trained.obfuscator.epochs == {"one": 2, "two": 8}[name]
         begun = row.trained.obfuscator.begun
-        assert (None if begun is None else begun.epochs) == {"one": 2, "two": None}[name]
+        assert (None if begun is None else begun.epochs) == {"one": 4, "two": None}[name]
         assert row.test_images == len(lab.test) == 20
     assert found.on_device.accuracy == Bundle.load(lab.folder / "local" / "bundle").figures.accuracy_plain
 
@@ -207,7 +208,7 @@ def test_an_audit_of_an_earlier_version_is_read_with_its_images(tiny, tmp_path):
 
 def test_the_tables_are_written_as_soon_as_a_row_is_made(tiny, tmp_path, monkeypatch):
     made, lab, _, _ = tiny
-    for name in ("one", "one-obfuscator", "audits"):
+    for name in ("one", "trunk", "trunk-2", "one-obfuscator", "audits"):
         shutil.copytree(lab.folder / name, tmp_path / "lab" / name)
     shutil.copytree(lab.folder / "two", tmp_path / "lab" / "two")
     shutil.rmtree(tmp_path / "lab" / "audits" / "one-obfuscator")

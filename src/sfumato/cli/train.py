@@ -39,8 +39,9 @@ class RunOptions:
 
 
 FromOption = options.of_bundle(
-    "Start from this obfuscator, also one for another classifier, or from its trunk, a classifier. Of a sketch only "
-    "the decoded images are learned again; the on-device predictions and the codes stay.",
+    "Start from this obfuscator, also one for another classifier, or from its trunk, a classifier; a classifier starts "
+    "from a classifier. Of a sketch only the decoded images are learned again; the on-device predictions and the codes "
+    "stay.",
     "--from",
 )
 BlackBoxOption = option(

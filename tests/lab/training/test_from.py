@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from sfumato.artifacts.bundle import OBFUSCATOR_WEIGHTS, Bundle
+from sfumato.artifacts.bundle import CLASSIFIER_WEIGHTS, OBFUSCATOR_WEIGHTS, Bundle
 from sfumato.artifacts.files import file_sha256
 from sfumato.artifacts.lab_files import lab_file, save_lab
 from sfumato.errors import RecipeError, TrainingError
@@ -98,9 +98,24 @@ def test_what_does_not_fit_is_refused(sketch: Bundle, trained: Any, other: Bundl
         train(recipe("sketch", image_folder, **for_other), tmp_path / "c", accelerator="cpu", start=strange)
     with pytest.raises(RecipeError, match="--from"):
         train(recipe("sketch", image_folder, learn="decoder", **for_other), tmp_path / "d", accelerator="cpu")
-    with pytest.raises(RecipeError, match="from nothing"):
-        plan = recipe("classifier", image_folder, architecture="vgg7")
-        train(plan, tmp_path / "e", accelerator="cpu", start=sketch)
+    vgg7, resnet20 = (recipe("classifier", image_folder, architecture=net) for net in ("vgg7", "resnet20"))
+    for start, plan in ((sketch, vgg7), (other, resnet20)):
+        with pytest.raises(RecipeError, match='goes on from a classifier with architecture = "'):
+            train(plan, tmp_path / "e", accelerator="cpu", start=start)
+    with pytest.raises(RecipeError, match="other classes"):
+        train(vgg7, tmp_path / "f", accelerator="cpu", start=replace(other, labels=("w", "x", "y", "z")))
+
+
+def test_a_classifiers_training_goes_on_from_a_classifier(other: Bundle, image_folder: Path, tmp_path: Path) -> None:
+    hardly = {"seed": 5, "learning_rate": 1e-9, "epochs": 1, "weight_decay": 0.0}
+    plan = recipe("classifier", image_folder, architecture="vgg7", training=hardly)
+    again = train(plan, tmp_path / "run", accelerator="cpu", start=other)
+    fresh = train(plan, tmp_path / "fresh", accelerator="cpu")
+    before, after, instead = (load_file(bundle.file(CLASSIFIER_WEIGHTS)) for bundle in (other, again, fresh))
+    trained = [name for name in before if name.endswith(".weight")]
+    assert all(torch.allclose(before[name], after[name], atol=1e-6) for name in trained)
+    assert not all(torch.allclose(before[name], instead[name], atol=1e-6) for name in trained)
+    assert again.provenance.others["started_from"]["training"]["epochs"] == 2
 
 
 def test_a_run_goes_on_only_from_the_same_start(

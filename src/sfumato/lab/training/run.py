@@ -86,8 +86,8 @@ def train(
         devices: processes to train on; each takes its share of every batch.
         resume: continue from the folder's checkpoint.
         overwrite: restart although the folder has a checkpoint.
-        start: the bundle of an obfuscator to start from, maybe made for another classifier, or of a classifier with
-            the architecture "obfuscator-trunk", instead of fresh weights.
+        start: the bundle to start from instead of fresh weights: an obfuscator, maybe made for another classifier, its
+            trunk (a classifier with the architecture "obfuscator-trunk"), or for a classifier one like it.
         until: is asked before each step; True ends the training early, and what was learned so far is written.
         progress: is told of each step; from the first process alone, as `say`.
         say: is given the precision, and a line after each validation.
