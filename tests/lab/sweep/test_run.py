@@ -77,7 +77,7 @@ class Made:
         self.stop_at: str | None = None
         self.stop_audit_at: str | None = None
 
-    def train(self, recipe, folder, *, resume=False, progress=None, say=print, until=None):
+    def train(self, recipe, folder, *, resume=False, progress=None, say=print, start=None, until=None):
         self.trained.append(folder.name)
         run = Run(folder)
         assert resume == run.checkpoint.exists()
